@@ -1,0 +1,176 @@
+"""A video job as plain data: what was asked, how far it is, what it has made. Pure; knows no Redis and no HTTP."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+
+
+class Status(StrEnum):
+    """States of a video. A terminal state is never left."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TimedPrompt(_Frozen):
+    """A prompt in force from second ``at`` of the video on."""
+
+    at: float = Field(ge=0)
+    text: str
+
+
+class VideoSpec(_Frozen):
+    """What was asked for. Together with the model's weights it determines every frame of the video."""
+
+    id: str
+    owner: str = ""
+    created_at: float
+    model: str
+    prompts: tuple[TimedPrompt, ...] = Field(min_length=1)
+    negative_prompt: str = ""
+    seconds: float = Field(gt=0)
+    fps: int = Field(gt=0)
+    frames: int = Field(gt=0)
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    seed: int = Field(ge=0, le=2**63 - 1)
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
+    priority: Priority = "normal"
+    metadata: dict[str, str] = Field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def prompt(self) -> str:
+        """The first prompt of the timeline."""
+        return self.prompts[0].text
+
+    @property
+    def size(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class JobError(_Frozen):
+    """Why a video failed, in words and as a stable code."""
+
+    code: str
+    message: str
+
+
+class ChunkRecord(_Frozen):
+    """A committed chunk: the segment exists in the store under its key, and will never change."""
+
+    index: int = Field(ge=0)
+    first_frame: int = Field(ge=0)
+    frames: int = Field(gt=0)
+    bytes: int = Field(gt=0)
+    sha256: str
+    created_at: float
+
+    def start_seconds(self, fps: int) -> float:
+        return self.first_frame / fps
+
+    def duration_seconds(self, fps: int) -> float:
+        return self.frames / fps
+
+
+class VideoState(_Frozen):
+    """How far a video is. Written by the worker that holds the video's fence, or by the API while none does."""
+
+    status: Status = Status.QUEUED
+    attempts: int = 0
+    worker: str = ""
+    started_at: float | None = None
+    first_chunk_at: float | None = None
+    completed_at: float | None = None
+    chunks_total: int | None = None
+    chunks_ready: int = 0
+    frames_ready: int = 0
+    forwards_total: int | None = None
+    forwards_done: int = 0
+    seconds_per_forward: float | None = None
+    checkpoint: int | None = Field(None, description="Index of the last committed chunk's checkpoint object.")
+    stalled: str | None = Field(None, description="What a running video waits for, in words.")
+    error: JobError | None = None
+    cancel_requested: bool = False
+    final_bytes: int | None = None
+
+
+class Video(_Frozen):
+    """A job: its specification and its state."""
+
+    spec: VideoSpec
+    state: VideoState
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def progress(self) -> int:
+        """Percent of the work done, 100 only when completed."""
+        if self.state.status is Status.COMPLETED:
+            return 100
+        if not self.state.forwards_total:
+            return 0
+        return min(99, math.floor(100 * self.state.forwards_done / self.state.forwards_total))
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Seconds until the last chunk at the measured speed; None while nothing was measured."""
+        state = self.state
+        if state.status is not Status.IN_PROGRESS or not state.forwards_total:
+            return None
+        if state.seconds_per_forward is None:
+            return None
+        return max(0, state.forwards_total - state.forwards_done) * state.seconds_per_forward
+
+
+class ModelCard(_Frozen):
+    """What a worker tells about the model it has loaded; requests are validated against it."""
+
+    name: str
+    fps: int
+    sizes: tuple[str, ...]
+    default_size: str
+    temporal_factor: int
+    chunk_latents: int
+    chunks_in_flight: int
+    forwards_per_shift: int
+    guidance_scale: float
+    prompt_tokens: int
+    created_at: float
+    example_prompts: tuple[str, ...] = ()
+
+    @property
+    def levels(self) -> int:
+        """Noise levels S each chunk passes: the model's default number of inference steps."""
+        return self.chunks_in_flight * self.forwards_per_shift
+
+
+def new_video_id() -> str:
+    """An id that sorts by time of creation (milliseconds) and cannot be guessed (80 random bits)."""
+    return f"video_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"

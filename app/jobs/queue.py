@@ -1,0 +1,54 @@
+"""Names of the RQ queues and the one function that is ever enqueued.
+
+One queue per model and priority: a worker holds one model and serves its queues in order of priority.
+The job's id is the video's id; its only argument too. RQ is the transport, the video's record is the truth.
+"""
+
+from __future__ import annotations
+
+from rq import Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from app.jobs.connection import Connection
+from app.jobs.job import PRIORITIES, Priority, VideoSpec
+
+JOB_FUNCTION = "worker.generate.run_video"
+
+
+def queue_name(model: str, priority: Priority) -> str:
+    """Name of the queue of a model's videos of one priority."""
+    return f"longtake:{model}:{priority}"
+
+
+def queue_names(model: str) -> list[str]:
+    """A model's queues, most urgent first."""
+    return [queue_name(model, priority) for priority in PRIORITIES]
+
+
+def enqueue(connection: Connection, spec: VideoSpec, *, pipeline: Connection | None = None) -> Job:
+    """Puts a video in line. With `pipeline` the enqueue is part of that transaction.
+
+    No RQ timeout, no expiry of waiting jobs, no stored result: the record in `VideoStore` holds all that.
+    """
+    queue = Queue(queue_name(spec.model, spec.priority), connection=connection, serializer=JSONSerializer)
+    return queue.enqueue_call(
+        JOB_FUNCTION,
+        args=(spec.id,),
+        job_id=spec.id,
+        timeout=-1,
+        result_ttl=0,
+        failure_ttl=0,
+        description=f"video {spec.id}",
+        pipeline=pipeline,
+    )
+
+
+def dequeue(connection: Connection, spec: VideoSpec) -> bool:
+    """Takes a waiting video out of line; False when it was not waiting (a worker has it, or it is done)."""
+    name = queue_name(spec.model, spec.priority)
+    queue = Queue(name, connection=connection, serializer=JSONSerializer)
+    removed = int(connection.lrem(queue.key, 1, spec.id))
+    if removed:
+        connection.delete(Job.key_for(spec.id))
+    return bool(removed)

@@ -1,0 +1,502 @@
+"""Records of videos in Redis: every key, every transaction.
+
+| key                              | type   | holds                                                              |
+|----------------------------------|--------|--------------------------------------------------------------------|
+| longtake:video:{id}              | hash   | `spec` (JSON), one field per `VideoState` field (JSON), `fence`    |
+| longtake:video:{id}:chunks       | list   | `ChunkRecord` JSON; the position in the list is the chunk's index  |
+| longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id          |
+| longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
+| longtake:idempotency:{owner}:{k} | string | JSON `{"digest", "id"}`, expires                                   |
+| longtake:models                  | hash   | model name -> `ModelCard` JSON, written by workers                 |
+| longtake:worker:{name}           | string | JSON about a live worker, expires with its lease                   |
+
+Beside these stand RQ's own keys (`rq:*`). A worker's writes are fenced: they take effect only while the video's
+`fence` is the token that this worker wrote when it claimed the video, so a worker that was given up for dead and
+wakes again changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from redis.exceptions import WatchError
+
+from app.jobs import queue
+from app.jobs.connection import Connection
+from app.jobs.job import (
+    ChunkRecord,
+    JobError,
+    ModelCard,
+    Status,
+    Video,
+    VideoSpec,
+    VideoState,
+)
+from app.schemas import chunk_object, video_object
+
+T = TypeVar("T")
+
+MODELS_KEY = "longtake:models"
+
+
+def video_key(video_id: str) -> str:
+    return f"longtake:video:{video_id}"
+
+
+def chunks_key(video_id: str) -> str:
+    return f"longtake:video:{video_id}:chunks"
+
+
+def events_key(video_id: str) -> str:
+    return f"longtake:video:{video_id}:events"
+
+
+def owner_key(owner: str) -> str:
+    return f"longtake:videos:{owner}"
+
+
+def idempotency_key(owner: str, key: str) -> str:
+    return f"longtake:idempotency:{owner}:{key}"
+
+
+def worker_key(name: str) -> str:
+    return f"longtake:worker:{name}"
+
+
+class FenceLost(Exception):
+    """Another worker has claimed the video; this one must stop and commit nothing."""
+
+
+class VideoGone(Exception):
+    """The video was deleted."""
+
+
+class IdempotencyMismatch(Exception):
+    """The idempotency key was used before with another body."""
+
+
+class QueueFull(Exception):
+    """As many videos wait as the settings allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """Outcome of `VideoStore.create`; `replayed` when an idempotency key named an earlier video."""
+
+    video: Video
+    replayed: bool
+
+
+EventType = Literal["status", "progress", "chunk", "completed", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An entry for a video's event stream."""
+
+    type: EventType
+    data: Mapping[str, Any]
+
+
+# KEYS: video, chunks, events. ARGV: fence, chunk index or '', chunk JSON, max events,
+# number of fields, field, value, ..., then event type, event data, ...
+# Returns 1 written, 2 this very chunk was committed before (a retry after a lost answer), 0 the fence is another's,
+# -1 no such video, -2 the chunk is not the next one.
+_WRITE = """
+local fence = redis.call('HGET', KEYS[1], 'fence')
+if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+if fence ~= ARGV[1] then return 0 end
+if ARGV[2] ~= '' then
+  local have, want = redis.call('LLEN', KEYS[2]), tonumber(ARGV[2])
+  if have == want + 1 and redis.call('LINDEX', KEYS[2], want) == ARGV[3] then return 2 end
+  if have ~= want then return -2 end
+  redis.call('RPUSH', KEYS[2], ARGV[3])
+end
+local n = tonumber(ARGV[5])
+local at = 6
+for _ = 1, n do
+  redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1])
+  at = at + 2
+end
+while at < #ARGV do
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'type', ARGV[at], 'data', ARGV[at + 1])
+  at = at + 2
+end
+return 1
+"""
+
+
+def _dump(fields: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(value) for name, value in fields.items()}
+
+
+def _state_fields(**changes: Any) -> dict[str, Any]:
+    """Changes to a `VideoState`, checked against its field names, as JSON values."""
+    unknown = changes.keys() - VideoState.model_fields.keys()
+    if unknown:
+        raise TypeError(f"not fields of VideoState: {sorted(unknown)}")
+    return {name: _plain(value) for name, value in changes.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, JobError):
+        return value.model_dump()
+    if isinstance(value, Status):
+        return value.value
+    return value
+
+
+class VideoStore:
+    """The records of all videos. Synchronous; safe to share between threads.
+
+    Raises `redis.exceptions.RedisError` when Redis is away; nothing is half-written then.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        origin: str = "",
+        max_events: int = 20_000,
+        max_queued: int = 1000,
+        idempotency_seconds: int = 24 * 3600,
+    ) -> None:
+        """`connection` must return bytes (no decode_responses); `origin` is put before URLs inside events."""
+        self.redis = connection
+        self.origin = origin
+        self.max_events = max_events
+        self.max_queued = max_queued
+        self.idempotency_seconds = idempotency_seconds
+        self._write_script = connection.register_script(_WRITE)
+
+    # -- reading ----------------------------------------------------------------------------------------
+
+    def get(self, video_id: str) -> Video | None:
+        """The video, or None."""
+        return _parse(self.redis.hgetall(video_key(video_id)))
+
+    def get_many(self, video_ids: Iterable[str]) -> list[Video]:
+        """Those of the videos that exist, in the order given."""
+        pipe = self.redis.pipeline(transaction=False)
+        for video_id in video_ids:
+            pipe.hgetall(video_key(video_id))
+        return [video for raw in pipe.execute() if (video := _parse(raw)) is not None]
+
+    def page(
+        self,
+        owner: str,
+        *,
+        limit: int,
+        after: str | None = None,
+        newest_first: bool = True,
+        status: Status | None = None,
+    ) -> tuple[list[Video], bool]:
+        """A page of an owner's videos by time of creation, and whether more follow.
+
+        Raises `KeyError` when `after` names no video of this owner.
+        """
+        key = owner_key(owner)
+        position = 0
+        if after is not None:
+            rank = self.redis.zrevrank(key, after) if newest_first else self.redis.zrank(key, after)
+            if rank is None:
+                raise KeyError(after)
+            position = rank + 1
+        found: list[Video] = []
+        while len(found) <= limit:
+            ids = self.redis.zrange(key, position, position + limit, desc=newest_first)
+            if not ids:
+                break
+            position += len(ids)
+            found += [
+                video
+                for video in self.get_many(i.decode() for i in ids)
+                if status is None or video.state.status is status
+            ]
+        return found[:limit], len(found) > limit
+
+    def chunks(self, video_id: str, start: int = 0, stop: int | None = None) -> list[ChunkRecord]:
+        """Committed chunks with index in ``[start, stop)``, in order."""
+        raw = self.redis.lrange(chunks_key(video_id), start, -1 if stop is None else stop - 1)
+        return [ChunkRecord.model_validate_json(item) for item in raw]
+
+    def chunk(self, video_id: str, index: int) -> ChunkRecord | None:
+        """One committed chunk, or None."""
+        if index < 0:
+            return None
+        raw = self.redis.lindex(chunks_key(video_id), index)
+        return None if raw is None else ChunkRecord.model_validate_json(raw)
+
+    def queue_position(self, video: Video) -> int | None:
+        """How many videos stand before this one in its model's queues; None when it does not wait."""
+        if video.state.status is not Status.QUEUED:
+            return None
+        ahead = 0
+        for name in queue.queue_names(video.spec.model):
+            if name == queue.queue_name(video.spec.model, video.spec.priority):
+                position = self.redis.lpos(f"rq:queue:{name}", video.id)
+                return None if position is None else ahead + int(position)
+            ahead += int(self.redis.llen(f"rq:queue:{name}"))
+        return None
+
+    # -- the API's side ---------------------------------------------------------------------------------
+
+    def create(self, spec: VideoSpec, *, idempotency: tuple[str, str] | None = None) -> Created:
+        """Records and enqueues a video in one transaction.
+
+        `idempotency` is (key, digest of the request body). Raises `IdempotencyMismatch` and `QueueFull`.
+        """
+        if self._waiting(spec.model) >= self.max_queued:
+            raise QueueFull
+        video = Video(spec=spec, state=VideoState())
+        idem = None if idempotency is None else idempotency_key(spec.owner, idempotency[0])
+
+        def transact(pipe: Connection) -> Created:
+            if idem is not None and idempotency is not None:
+                earlier = pipe.get(idem)
+                if earlier is not None:
+                    known = json.loads(earlier)
+                    if known["digest"] != idempotency[1]:
+                        raise IdempotencyMismatch
+                    existing = _parse(pipe.hgetall(video_key(known["id"])))
+                    if existing is not None:
+                        pipe.multi()
+                        return Created(existing, replayed=True)
+            pipe.multi()
+            fields = _state_fields(**video.state.model_dump())
+            pipe.hset(
+                video_key(spec.id),
+                mapping={"spec": spec.model_dump_json(), "fence": "", **_dump(fields)},
+            )
+            pipe.zadd(owner_key(spec.owner), {spec.id: spec.created_at})
+            self._add_event(pipe, spec.id, Event("status", self._wire(video)))
+            if idem is not None and idempotency is not None:
+                pipe.set(
+                    idem,
+                    json.dumps({"digest": idempotency[1], "id": spec.id}),
+                    ex=self.idempotency_seconds,
+                )
+            queue.enqueue(self.redis, spec, pipeline=pipe)
+            return Created(video, replayed=False)
+
+        return self._optimistically(transact, *([idem] if idem else []))
+
+    def request_cancel(self, video_id: str) -> Video:
+        """Cancels a waiting video at once and tells a running one to stop. A finished one stays as it is.
+
+        Raises `VideoGone`.
+        """
+
+        def transact(pipe: Connection) -> Video:
+            video = _parse(pipe.hgetall(video_key(video_id)))
+            if video is None:
+                raise VideoGone(video_id)
+            pipe.multi()
+            if video.state.status.terminal:
+                return video
+            if video.state.status is Status.IN_PROGRESS:
+                changes: dict[str, Any] = {"cancel_requested": True}
+            else:
+                changes = {
+                    "cancel_requested": True,
+                    "status": Status.CANCELLED,
+                    "completed_at": time.time(),
+                }
+            changed = Video(spec=video.spec, state=video.state.model_copy(update=changes))
+            pipe.hset(video_key(video_id), mapping=_dump(_state_fields(**changes)))
+            if changed.state.status is Status.CANCELLED:
+                self._add_event(pipe, video_id, Event("cancelled", self._wire(changed)))
+            return changed
+
+        video = self._optimistically(transact, video_key(video_id))
+        if video.state.status is Status.CANCELLED:
+            queue.dequeue(self.redis, video.spec)
+        return video
+
+    def delete(self, video: Video) -> None:
+        """Removes every record of a video. A worker that still runs it finds it gone and stops."""
+        queue.dequeue(self.redis, video.spec)
+        pipe = self.redis.pipeline()
+        pipe.delete(video_key(video.id), chunks_key(video.id), events_key(video.id))
+        pipe.zrem(owner_key(video.spec.owner), video.id)
+        pipe.execute()
+
+    # -- the worker's side ------------------------------------------------------------------------------
+
+    def claim(self, video_id: str, worker: str, *, count_attempt: bool = True) -> tuple[Video, str]:
+        """Takes a video for `worker` and fences out whoever had it. Returns it with the new fence.
+
+        Raises `VideoGone`. A video in a terminal state is returned as it is with an empty fence.
+        """
+        fence = secrets.token_hex(8)
+
+        def transact(pipe: Connection) -> tuple[Video, str]:
+            video = _parse(pipe.hgetall(video_key(video_id)))
+            if video is None:
+                raise VideoGone(video_id)
+            pipe.multi()
+            if video.state.status.terminal:
+                return video, ""
+            changes: dict[str, Any] = {
+                "status": Status.IN_PROGRESS,
+                "worker": worker,
+                "attempts": video.state.attempts + int(count_attempt),
+                "started_at": video.state.started_at or time.time(),
+            }
+            claimed = Video(spec=video.spec, state=video.state.model_copy(update=changes))
+            pipe.hset(video_key(video_id), mapping={**_dump(_state_fields(**changes)), "fence": fence})
+            self._add_event(pipe, video_id, Event("status", self._wire(claimed)))
+            return claimed, fence
+
+        return self._optimistically(transact, video_key(video_id))
+
+    def update(self, video_id: str, fence: str, *, events: Iterable[Event] = (), **changes: Any) -> None:
+        """Changes state fields of a running video, and tells its watchers.
+
+        Raises `FenceLost` and `VideoGone`.
+        """
+        self._write(video_id, fence, None, changes, events)
+
+    def commit_chunk(self, video: VideoSpec, fence: str, chunk: ChunkRecord, **changes: Any) -> None:
+        """Makes an uploaded chunk part of the video: its record, state changes and its event in one transaction.
+
+        Calling it again with the same chunk changes nothing. Raises `FenceLost` (also when the chunk is not the
+        next one: somebody else has committed) and `VideoGone`.
+        """
+        event = Event("chunk", chunk_object(video.id, chunk, video.fps, self.origin).model_dump(mode="json"))
+        changes["chunks_ready"] = chunk.index + 1
+        changes["frames_ready"] = chunk.first_frame + chunk.frames
+        self._write(video.id, fence, chunk, changes, [event])
+
+    def finish(
+        self,
+        video: Video,
+        fence: str,
+        status: Literal["completed", "failed", "cancelled"],
+        *,
+        error: JobError | None = None,
+        **changes: Any,
+    ) -> Video:
+        """Puts a claimed video into a terminal state and ends its event stream. `video` carries its latest state.
+
+        Raises `FenceLost` and `VideoGone`.
+        """
+        changes |= {"status": Status(status), "completed_at": time.time(), "error": error, "stalled": None}
+        done = Video(spec=video.spec, state=video.state.model_copy(update=changes))
+        self._write(video.id, fence, None, changes, [Event(status, self._wire(done))])
+        return done
+
+    def release(self, video: Video, fence: str, *, count_attempt: bool) -> None:
+        """Gives a claimed video back to be continued elsewhere; the caller enqueues it again.
+
+        With `count_attempt` false the attempt that ends here is taken back: losing a worker to a shutdown is
+        no failure. Raises `FenceLost` and `VideoGone`.
+        """
+        attempts = video.state.attempts - (0 if count_attempt else 1)
+        changes: dict[str, Any] = {"status": Status.QUEUED, "worker": "", "attempts": max(0, attempts)}
+        released = Video(spec=video.spec, state=video.state.model_copy(update=changes))
+        self._write(video.id, fence, None, changes, [Event("status", self._wire(released))])
+
+    def cancel_requested(self, video_id: str, fence: str) -> bool:
+        """Whether the running video was asked to stop. Raises `FenceLost` and `VideoGone`."""
+        current, cancel = self.redis.hmget(video_key(video_id), "fence", "cancel_requested")
+        if current is None:
+            raise VideoGone(video_id)
+        if current.decode() != fence:
+            raise FenceLost(video_id)
+        return cancel is not None and bool(json.loads(cancel))
+
+    # -- models and workers -----------------------------------------------------------------------------
+
+    def register_model(self, card: ModelCard) -> None:
+        """Tells the API what a worker can make."""
+        self.redis.hset(MODELS_KEY, card.name, card.model_dump_json())
+
+    def models(self) -> dict[str, ModelCard]:
+        """Every model that a worker has registered, by name."""
+        cards = [ModelCard.model_validate_json(raw) for raw in self.redis.hvals(MODELS_KEY)]
+        return {card.name: card for card in sorted(cards, key=lambda c: c.created_at)}
+
+    def worker_alive(self, name: str, info: Mapping[str, Any], lease_seconds: float) -> None:
+        """Announces a worker; it counts as gone when it has not called again within the lease."""
+        self.redis.set(worker_key(name), json.dumps(info), px=int(lease_seconds * 1000))
+
+    def worker_gone(self, name: str) -> None:
+        """Takes a worker off the list at once."""
+        self.redis.delete(worker_key(name))
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Live workers, as they announced themselves."""
+        keys = list(self.redis.scan_iter(match=worker_key("*"), count=1000))
+        values = self.redis.mget(keys) if keys else []
+        return [json.loads(value) for value in values if value is not None]
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    def _waiting(self, model: str) -> int:
+        return sum(int(self.redis.llen(f"rq:queue:{name}")) for name in queue.queue_names(model))
+
+    def _wire(self, video: Video) -> dict[str, Any]:
+        return video_object(video, self.origin).model_dump(mode="json")
+
+    def _add_event(self, pipe: Connection, video_id: str, event: Event) -> None:
+        pipe.xadd(
+            events_key(video_id),
+            {"type": event.type, "data": json.dumps(event.data)},
+            maxlen=self.max_events,
+            approximate=True,
+        )
+
+    def _optimistically(self, transact: Callable[[Connection], T], *watched: str) -> T:
+        """Runs `transact` with the keys watched until no one else changed them meanwhile."""
+        while True:
+            with self.redis.pipeline() as pipe:
+                try:
+                    if watched:
+                        pipe.watch(*watched)
+                    result = transact(pipe)
+                    pipe.execute()
+                except WatchError:
+                    continue
+                return result
+
+    def _write(
+        self,
+        video_id: str,
+        fence: str,
+        chunk: ChunkRecord | None,
+        changes: Mapping[str, Any],
+        events: Iterable[Event],
+    ) -> None:
+        fields = _dump(_state_fields(**changes))
+        arguments: list[Any] = [
+            fence,
+            "" if chunk is None else chunk.index,
+            "" if chunk is None else chunk.model_dump_json(),
+            self.max_events,
+            len(fields),
+        ]
+        for name, value in fields.items():
+            arguments += [name, value]
+        for event in events:
+            arguments += [event.type, json.dumps(event.data)]
+        keys = [video_key(video_id), chunks_key(video_id), events_key(video_id)]
+        code = int(self._write_script(keys=keys, args=arguments))
+        if code == -1:
+            raise VideoGone(video_id)
+        if code in (0, -2):
+            raise FenceLost(video_id)
+
+
+def _parse(raw: Mapping[bytes, bytes]) -> Video | None:
+    if not raw or b"spec" not in raw:
+        return None
+    known = VideoState.model_fields.keys()
+    fields = {key.decode(): value for key, value in raw.items()}
+    state = {name: json.loads(fields[name]) for name in known if name in fields}
+    return Video(spec=VideoSpec.model_validate_json(raw[b"spec"]), state=VideoState.model_validate(state))

@@ -1,0 +1,96 @@
+"""Every knob of the service, typed, read from the environment (prefix ``LONGTAKE_``)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Durations are in seconds, sizes in bytes, unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="LONGTAKE_", extra="ignore", frozen=True)
+
+    # Where things live.
+    data_dir: Path = Field(Path("longtake-data"), description="Folder of the embedded defaults.")
+    redis_url: SecretStr | None = Field(
+        None, description="redis:// or rediss:// URL. None: the embedded server of `longtake up`."
+    )
+    storage_url: str | None = Field(
+        None, description="`file:///dir` or `s3://bucket/prefix`. None: a folder in data_dir."
+    )
+    s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible store; None: AWS.")
+    s3_region: str = Field("us-east-1", description="Region the store signs with.")
+    s3_addressing: Literal["auto", "path", "virtual"] = "auto"
+    s3_create_bucket: bool = Field(False, description="Create the bucket at start when it does not exist.")
+
+    # HTTP.
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    public_url: str | None = Field(
+        None, description="Origin clients reach the API at, prefixed to URLs in answers. None: relative URLs."
+    )
+    sse_heartbeat_seconds: float = Field(15.0, gt=0, description="Comment line on an idle event stream.")
+    sse_client_queue: int = Field(
+        512, ge=8, description="Events one slow client may lag before it is cut off."
+    )
+    poll_after_ms: int = Field(1000, ge=50, description="Value of the openai-poll-after-ms header.")
+    shutdown_seconds: float = Field(5.0, gt=0, description="Grace for open requests when the API stops.")
+
+    # What may be asked.
+    model: str = Field("builtin", description="Model a worker loads: `builtin`, a folder, or a hub id.")
+    default_seconds: float = Field(60.0, gt=0)
+    max_seconds: float = Field(3600.0, gt=0, description="Longest video one request may ask for.")
+    min_seconds: float = Field(0.25, gt=0)
+    max_prompt_chars: int = Field(4000, ge=1)
+    max_metadata_bytes: int = Field(16 * 1024, ge=0)
+    max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Largest JSON or form body without a file.")
+    max_upload_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest input reference file.")
+    max_queued: int = Field(1000, ge=1, description="Videos waiting; more are refused with 429.")
+    idempotency_seconds: int = Field(24 * 3600, ge=60)
+    max_events: int = Field(20_000, ge=100, description="Events kept per video for replay.")
+
+    # Work.
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    slots: int = Field(0, ge=0, le=64, description="Videos one worker makes at once; 0: chosen by device.")
+    torch_threads: int = Field(0, ge=0, description="CPU threads per torch operation; 0: chosen by device.")
+    codec: Literal["h264", "hevc", "vp9", "av1"] = "h264"
+    crf: int = Field(20, ge=0, le=63, description="Constant rate factor of the codec; lower is better.")
+    stage_queue: int = Field(2, ge=1, description="Chunks that may wait between two pipeline stages.")
+    lease_seconds: float = Field(15.0, ge=1, description="A worker silent this long loses its videos.")
+    heartbeat_seconds: float = Field(3.0, gt=0)
+    control_seconds: float = Field(0.25, gt=0, description="How often a running video looks at its flags.")
+    progress_seconds: float = Field(0.5, gt=0, description="Least time between two progress events.")
+    max_attempts: int = Field(3, ge=1, description="Starts of a video that kills its worker, then it fails.")
+    stall_seconds: float = Field(
+        600.0, gt=0, description="No forward for this long ends the worker process; another continues."
+    )
+    manifest_seconds: float = Field(5.0, ge=0, description="Least time between two manifest rewrites.")
+    retry_max_seconds: float = Field(
+        10.0, gt=0, description="Longest wait between tries while Redis or the store is away."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_json: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError("LONGTAKE_MIN_SECONDS is above LONGTAKE_MAX_SECONDS")
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError("LONGTAKE_LEASE_SECONDS must be at least twice LONGTAKE_HEARTBEAT_SECONDS")
+        return self
+
+    @property
+    def resolved_storage_url(self) -> str:
+        """The storage URL with the embedded default filled in."""
+        return self.storage_url or (self.data_dir.resolve() / "objects").as_uri()
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
