@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
+
+from redis.exceptions import RedisError
+from starlette.responses import Response
+
+from app.storage.objects import (
+    InvalidKey,
+    ObjectNotFound,
+    RangeNotSatisfiable,
+    StorageError,
+    StoreFull,
+)
+
+# Longest piece of the client's own input that an error repeats, in characters.
+_QUOTED = 80
 
 
 class APIError(Exception):
@@ -30,6 +46,15 @@ class APIError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON body of the answer."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The whole answer. ASCII only, as a message may quote text that has no UTF-8 form."""
+        return Response(
+            json.dumps(self.body()),
+            status_code=self.status,
+            media_type="application/json",
+            headers={"Cache-Control": "no-store", **self.headers},
+        )
 
 
 def invalid(message: str, *, param: str | None, code: str = "invalid_value") -> APIError:
@@ -67,3 +92,85 @@ def unavailable(message: str, *, code: str, retry_after_seconds: int = 2) -> API
         type="server_error",
         headers={"Retry-After": str(retry_after_seconds)},
     )
+
+
+def body_too_large(limit_bytes: int) -> APIError:
+    """413: the body has more bytes than this server reads."""
+    return APIError(
+        413,
+        f"The body is larger than {limit_bytes} bytes.",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def internal() -> APIError:
+    """500: a fault of ours. The log has the reason, the client does not."""
+    return APIError(500, "The server made a mistake.", code="internal_error", type="server_error")
+
+
+def unknown_parameter(name: str) -> APIError:
+    """400: a field that this server does not know, or does not support. It is never ignored."""
+    param = _param([name])
+    return invalid(f"Unknown or unsupported parameter: {param}.", param=param, code="unknown_parameter")
+
+
+def quoted(text: str) -> str:
+    """The client's own words, short enough for a message."""
+    return repr(text if len(text) <= _QUOTED else text[:_QUOTED] + "…")
+
+
+def from_redis(_error: RedisError) -> APIError:
+    """What a client is told while Redis is away."""
+    return unavailable("The job store is not available right now. Try again soon.", code="redis_unavailable")
+
+
+def from_storage(error: StorageError) -> APIError:
+    """What a client is told when the object store fails."""
+    if isinstance(error, ObjectNotFound):
+        return not_found("The file does not exist (any more).", code="file_not_found")
+    if isinstance(error, InvalidKey):
+        return not_found("There is no such file.", code="file_not_found")
+    if isinstance(error, RangeNotSatisfiable):
+        return APIError(
+            416, "The range lies behind the end of the file.", code="range_not_satisfiable", param="Range"
+        )
+    if isinstance(error, StoreFull):
+        return unavailable("The object store is full.", code="storage_full", retry_after_seconds=30)
+    return unavailable(
+        "The object store is not available right now. Try again soon.", code="storage_unavailable"
+    )
+
+
+def from_status(status: int, headers: Mapping[str, str] | None = None) -> APIError:
+    """The framework's own refusals: no such route, wrong method, and the like."""
+    reason = HTTPStatus(status).phrase
+    known = {
+        404: ("not_found", "There is nothing at this address."),
+        405: ("method_not_allowed", "This address does not take that method."),
+    }
+    code, message = known.get(status, (reason.lower().replace(" ", "_").replace("-", "_"), f"{reason}."))
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return APIError(status, message, code=code, type=kind, headers=headers)
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]], *, skip: int = 0) -> APIError:
+    """The first of pydantic's complaints as a 400. `skip` leading parts of its location are not the client's."""
+    error = errors[0]
+    param = _param(error["loc"][skip:])
+    if error["type"] == "extra_forbidden":
+        return unknown_parameter(param)
+    if error["type"] == "missing":
+        return invalid(f"Missing parameter: {param}.", param=param, code="missing_required_parameter")
+    return invalid(f"Invalid {param}: {error['msg']}.", param=param)
+
+
+def _param(location: Sequence[str | int]) -> str:
+    """`("prompts", 1, "text")` as `prompts[1].text`."""
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        else:
+            name += f".{part}" if name else part
+    return name if len(name) <= _QUOTED else name[:_QUOTED] + "…"

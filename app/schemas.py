@@ -2,11 +2,183 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+import math
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from app.jobs.job import ChunkRecord, JobError, Status, Video
+from app.jobs.job import ChunkRecord, JobError, ModelCard, Priority, Status, Video
+
+_DECIMAL = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,3})?", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _wrong(message: str) -> PydanticCustomError:
+    return PydanticCustomError("invalid_value", "{reason}", {"reason": message})
+
+
+def _text(value: Any) -> str:
+    """Words for a model: no control characters but tab and newline, and something that UTF-8 can write."""
+    if not isinstance(value, str):
+        raise _wrong("it must be text")
+    if _CONTROL.search(value):
+        raise _wrong("it holds a control character")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise _wrong("it holds half a character (a lone surrogate)")
+    return value
+
+
+def _words(value: Any) -> str:
+    text = _text(value)
+    if not text.strip():
+        raise _wrong("it is empty")
+    return text
+
+
+def _number(value: Any) -> float:
+    """A number, or its decimal form in text, as every value of a form is text."""
+    if isinstance(value, str):
+        if not _DECIMAL.fullmatch(value.strip(" ")):
+            raise _wrong("it must be a number")
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong("it must be a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise _wrong("it must be a finite number")
+    return number
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, str) and _INTEGER.fullmatch(value.strip(" ")):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _wrong("it must be a whole number")
+    return value
+
+
+def _json_in_text(value: Any) -> Any:
+    """A structured field of a form may come as one JSON string."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, parse_constant=lambda name: math.inf)
+    except (ValueError, RecursionError):
+        raise _wrong("it is not JSON") from None
+
+
+Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str)]
+Words = Annotated[str, BeforeValidator(_words, json_schema_input_type=str)]
+Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float | str)]
+Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int | str)]
+
+
+class PromptAt(BaseModel):
+    """A prompt in force from second ``at`` of the video on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    at: Number = Field(description="Seconds from the start of the video.")
+    text: Words
+
+
+class CreateVideo(BaseModel):
+    """What POST /v1/videos takes. Absent and null are the same."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "A red kite over a green hill, slow pan to the right", "seconds": 60, "seed": 7},
+                {
+                    "prompts": [
+                        {"at": 0, "text": "A calm lake"},
+                        {"at": 30, "text": "A storm over the lake"},
+                    ],
+                    "seconds": "60",
+                    "priority": "high",
+                    "metadata": {"scene": "12"},
+                },
+            ]
+        },
+    )
+
+    prompt: Words | None = Field(None, description="What to show. With `prompts`: the text from second 0 on.")
+    prompts: Annotated[list[PromptAt], BeforeValidator(_json_in_text)] | None = Field(
+        None,
+        description="A timeline of prompts; in a form one JSON string. The first is at 0.",
+        max_length=1000,
+    )
+    model: Text | None = Field(None, description="One of GET /v1/models; default: the server's.")
+    seconds: Number | None = Field(None, description="Length in seconds, a number or its text.")
+    size: Text | None = Field(None, description="WIDTHxHEIGHT, one of the model's sizes.")
+    seed: Whole | None = Field(
+        None, ge=0, le=2**63 - 1, description="Same seed, same video; default: random."
+    )
+    negative_prompt: Text | None = Field(None, description="What not to show.")
+    guidance_scale: Number | None = Field(None, ge=0, le=100, description="How closely to follow the prompt.")
+    num_inference_steps: Whole | None = Field(
+        None, gt=0, le=1000, description="Noise levels; a multiple of the model's chunks in flight."
+    )
+    priority: Priority | None = Field(None, description="Order between waiting videos; default: normal.")
+    metadata: Annotated[dict[Text, Text], BeforeValidator(_json_in_text)] | None = Field(
+        None, description="Your own labels, text to text; in a form one JSON string or `metadata[key]`."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        # Only for names that exist: an unknown one is refused whatever its value.
+        if not isinstance(fields, dict):
+            return fields
+        return {k: v for k, v in fields.items() if v is not None or k not in cls.model_fields}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in words and as a stable code."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="The field, header or query parameter at fault.")
+    code: str
+
+
+class ErrorObject(BaseModel):
+    """The body of every 4xx and 5xx answer."""
+
+    error: ErrorDetail
+
+
+class ModelObject(BaseModel):
+    """A model that a worker has registered."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "longtake"
+    fps: int
+    sizes: list[str]
+    default_size: str
+    default_seconds: float
+    min_seconds: float
+    max_seconds: float
+    chunk_seconds: float
+    guidance_scale: float
+    num_inference_steps: int
+    num_inference_steps_multiple_of: int
+    example_prompts: list[str]
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
 
 
 class VideoObject(BaseModel):
@@ -54,6 +226,32 @@ class ChunkObject(BaseModel):
     sha256: str
     url: str
     created_at: float
+
+
+class VideoList(BaseModel):
+    """A page of videos."""
+
+    object: Literal["list"] = "list"
+    data: list[VideoObject]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class ChunkList(BaseModel):
+    """A page of committed chunks. Pass the last index as `after` to read on."""
+
+    object: Literal["list"] = "list"
+    data: list[ChunkObject]
+    has_more: bool
+    first_index: int | None
+    last_index: int | None
+
+
+class VideoDeleted(BaseModel):
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
 
 
 def format_seconds(seconds: float) -> str:
@@ -105,4 +303,30 @@ def chunk_object(video_id: str, chunk: ChunkRecord, fps: int, origin: str = "") 
         sha256=chunk.sha256,
         url=f"{origin}/v1/videos/{video_id}/chunks/{chunk.index}/content",
         created_at=chunk.created_at,
+    )
+
+
+def chunk_seconds(card: ModelCard) -> float:
+    """Length of a full chunk of a model in seconds; the first and last of a video may be shorter."""
+    return card.chunk_latents * card.temporal_factor / card.fps
+
+
+def model_object(
+    card: ModelCard, *, default_seconds: float, min_seconds: float, max_seconds: float
+) -> ModelObject:
+    """The wire form of a registered model, with the limits of this server."""
+    return ModelObject(
+        id=card.name,
+        created=int(card.created_at),
+        fps=card.fps,
+        sizes=list(card.sizes),
+        default_size=card.default_size,
+        default_seconds=default_seconds,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        chunk_seconds=round(chunk_seconds(card), 6),
+        guidance_scale=card.guidance_scale,
+        num_inference_steps=card.levels,
+        num_inference_steps_multiple_of=card.chunks_in_flight,
+        example_prompts=list(card.example_prompts),
     )

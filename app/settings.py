@@ -25,7 +25,16 @@ class Settings(BaseSettings):
     )
     s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible store; None: AWS.")
     s3_region: str = Field("us-east-1", description="Region the store signs with.")
-    s3_addressing: Literal["auto", "path", "virtual"] = "auto"
+    s3_addressing: Literal["auto", "path", "virtual"] | None = Field(
+        None, description="How the bucket is named in URLs; None: `path` with s3_endpoint_url, else `auto`."
+    )
+    s3_public_endpoint_url: str | None = Field(
+        None,
+        description="Endpoint that clients reach the store at, for presigned URLs; None: s3_endpoint_url.",
+    )
+    s3_presign: bool = Field(
+        True, description="Redirect downloads to the store; false: the API streams them."
+    )
     s3_create_bucket: bool = Field(False, description="Create the bucket at start when it does not exist.")
 
     # HTTP.
@@ -33,6 +42,13 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     public_url: str | None = Field(
         None, description="Origin clients reach the API at, prefixed to URLs in answers. None: relative URLs."
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins, separated by commas, whose web pages may call the API; `*`: all. Empty: none.",
+    )
+    playlist_wait_seconds: float = Field(
+        10.0, ge=0, description="How long a playlist asked for too early waits for the video's first chunk."
     )
     sse_heartbeat_seconds: float = Field(15.0, gt=0, description="Comment line on an idle event stream.")
     sse_client_queue: int = Field(

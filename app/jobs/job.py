@@ -102,6 +102,9 @@ class VideoState(_Frozen):
 
     status: Status = Status.QUEUED
     attempts: int = 0
+    barren_attempts: int = Field(
+        0, description="Starts since the last committed chunk; too many end the video."
+    )
     worker: str = ""
     started_at: float | None = None
     first_chunk_at: float | None = None

@@ -26,7 +26,19 @@ def queue_names(model: str) -> list[str]:
     return [queue_name(model, priority) for priority in PRIORITIES]
 
 
-def enqueue(connection: Connection, spec: VideoSpec, *, pipeline: Connection | None = None) -> Job:
+def waiting_key(name: str) -> str:
+    """Key of the list of ids that wait in a queue (RQ's own)."""
+    return f"rq:queue:{name}"
+
+
+def leases_key(name: str) -> str:
+    """Key of the sorted set of a queue's running jobs by the time their lease ends (RQ's started registry)."""
+    return f"rq:wip:{name}"
+
+
+def enqueue(
+    connection: Connection, spec: VideoSpec, *, pipeline: Connection | None = None, at_front: bool = False
+) -> Job:
     """Puts a video in line. With `pipeline` the enqueue is part of that transaction.
 
     No RQ timeout, no expiry of waiting jobs, no stored result: the record in `VideoStore` holds all that.
@@ -40,6 +52,7 @@ def enqueue(connection: Connection, spec: VideoSpec, *, pipeline: Connection | N
         result_ttl=0,
         failure_ttl=0,
         description=f"video {spec.id}",
+        at_front=at_front,
         pipeline=pipeline,
     )
 

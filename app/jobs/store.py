@@ -7,12 +7,18 @@
 | longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id          |
 | longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
 | longtake:idempotency:{owner}:{k} | string | JSON `{"digest", "id"}`, expires                                   |
+| longtake:active                  | hash   | id of every video not in a terminal state -> name of its RQ queue  |
+| longtake:reconciled              | string | held by the worker that looked last for lost videos, expires       |
+| longtake:deleted:{id}            | string | the video was deleted, not lost: its objects may go; expires       |
 | longtake:models                  | hash   | model name -> `ModelCard` JSON, written by workers                 |
 | longtake:worker:{name}           | string | JSON about a live worker, expires with its lease                   |
 
-Beside these stand RQ's own keys (`rq:*`). A worker's writes are fenced: they take effect only while the video's
-`fence` is the token that this worker wrote when it claimed the video, so a worker that was given up for dead and
-wakes again changes nothing.
+Beside these stand RQ's own keys (`rq:*`): `rq:queue:{q}` (list, waiting), `rq:wip:{q}` (zset, `{id}:{execution}` by
+the time its lease ends, on the clock of Redis), `rq:job:{id}` (hash). A video that waits in no queue and has no live
+lease is lost, whatever the reason; `VideoStore.reconcile` puts it back in line.
+
+A worker's writes are fenced: they take effect only while the video's `fence` is the token that this worker wrote
+when it claimed the video, so a worker that was given up for dead and wakes again changes nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +48,9 @@ from app.schemas import chunk_object, video_object
 T = TypeVar("T")
 
 MODELS_KEY = "longtake:models"
+ACTIVE_KEY = "longtake:active"
+RECONCILED_KEY = "longtake:reconciled"
+DELETED_SECONDS = 7 * 24 * 3600
 
 
 def video_key(video_id: str) -> str:
@@ -64,6 +73,10 @@ def idempotency_key(owner: str, key: str) -> str:
     return f"longtake:idempotency:{owner}:{key}"
 
 
+def deleted_key(video_id: str) -> str:
+    return f"longtake:deleted:{video_id}"
+
+
 def worker_key(name: str) -> str:
     return f"longtake:worker:{name}"
 
@@ -73,7 +86,7 @@ class FenceLost(Exception):
 
 
 class VideoGone(Exception):
-    """The video was deleted."""
+    """The video has no record: it was deleted, or Redis lost its data (`VideoStore.was_deleted` tells)."""
 
 
 class IdempotencyMismatch(Exception):
@@ -96,6 +109,15 @@ EventType = Literal["status", "progress", "chunk", "completed", "failed", "cance
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """A video taken out of line under a lease: its queue, and the lease's member in that queue's `rq:wip`."""
+
+    queue: str
+    video_id: str
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """An entry for a video's event stream."""
 
@@ -103,10 +125,10 @@ class Event:
     data: Mapping[str, Any]
 
 
-# KEYS: video, chunks, events. ARGV: fence, chunk index or '', chunk JSON, max events,
-# number of fields, field, value, ..., then event type, event data, ...
-# Returns 1 written, 2 this very chunk was committed before (a retry after a lost answer), 0 the fence is another's,
-# -1 no such video, -2 the chunk is not the next one.
+# KEYS: video, chunks, events, active. ARGV: fence, chunk index or '', chunk JSON, max events,
+# id of the video if this ends it or '', number of fields, field, value, ..., then event type, event data, ...
+# Returns 1 written, 2 this very chunk was committed before, or the video ended (a retry after a lost answer),
+# 0 the fence is another's, -1 no such video, -2 the chunk is not the next one.
 _WRITE = """
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
@@ -117,8 +139,13 @@ if ARGV[2] ~= '' then
   if have ~= want then return -2 end
   redis.call('RPUSH', KEYS[2], ARGV[3])
 end
-local n = tonumber(ARGV[5])
-local at = 6
+if ARGV[5] ~= '' then
+  local status = redis.call('HGET', KEYS[1], 'status')
+  if status == '"completed"' or status == '"failed"' or status == '"cancelled"' then return 2 end
+  redis.call('HDEL', KEYS[4], ARGV[5])
+end
+local n = tonumber(ARGV[6])
+local at = 7
 for _ = 1, n do
   redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1])
   at = at + 2
@@ -128,6 +155,35 @@ while at < #ARGV do
   at = at + 2
 end
 return 1
+"""
+
+# Renews the lease of a running video. KEYS: video, wip, queue. ARGV: fence, id, member of wip, milliseconds.
+# A lease that somebody reaped is taken back as long as nobody has claimed the video: the fence decides.
+# Returns 1 held, 0 the fence is another's, -1 no such video.
+_HOLD = """
+local fence = redis.call('HGET', KEYS[1], 'fence')
+if not fence then return -1 end
+if fence ~= ARGV[1] then return 0 end
+local time = redis.call('TIME')
+local ends = time[1] + time[2] / 1000000 + ARGV[4] / 1000
+if redis.call('ZADD', KEYS[2], ends, ARGV[3]) == 1 then redis.call('LREM', KEYS[3], 0, ARGV[2]) end
+return 1
+"""
+
+# Takes the first waiting video together with a lease, so that a worker that dies right after loses nothing.
+# KEYS: queue, wip, queue, wip, ... by priority. ARGV: name of the taker, milliseconds.
+# Returns the number of the queue (from 1), the id and the member of wip, or nothing.
+_TAKE = """
+for at = 1, #KEYS, 2 do
+  local id = redis.call('LPOP', KEYS[at])
+  if id then
+    local time = redis.call('TIME')
+    local member = id .. ':' .. ARGV[1]
+    redis.call('ZADD', KEYS[at + 1], time[1] + time[2] / 1000000 + ARGV[2] / 1000, member)
+    return {(at + 1) / 2, id, member}
+  end
+end
+return false
 """
 
 
@@ -173,6 +229,8 @@ class VideoStore:
         self.max_queued = max_queued
         self.idempotency_seconds = idempotency_seconds
         self._write_script = connection.register_script(_WRITE)
+        self._hold_script = connection.register_script(_HOLD)
+        self._take_script = connection.register_script(_TAKE)
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -232,17 +290,26 @@ class VideoStore:
         raw = self.redis.lindex(chunks_key(video_id), index)
         return None if raw is None else ChunkRecord.model_validate_json(raw)
 
-    def queue_position(self, video: Video) -> int | None:
-        """How many videos stand before this one in its model's queues; None when it does not wait."""
-        if video.state.status is not Status.QUEUED:
-            return None
-        ahead = 0
-        for name in queue.queue_names(video.spec.model):
-            if name == queue.queue_name(video.spec.model, video.spec.priority):
-                position = self.redis.lpos(f"rq:queue:{name}", video.id)
-                return None if position is None else ahead + int(position)
-            ahead += int(self.redis.llen(f"rq:queue:{name}"))
-        return None
+    def queue_positions(self, videos: Iterable[Video]) -> dict[str, int]:
+        """How many videos stand before each of those that wait, in its model's queues; by id, others left out."""
+        pipe = self.redis.pipeline(transaction=False)
+        waiting: list[tuple[str, int]] = []  # id, and the number of its answers
+        for video in videos:
+            if video.state.status is not Status.QUEUED:
+                continue
+            names = queue.queue_names(video.spec.model)
+            own = names.index(queue.queue_name(video.spec.model, video.spec.priority))
+            for name in names[:own]:
+                pipe.llen(queue.waiting_key(name))
+            pipe.lpos(queue.waiting_key(names[own]), video.id)
+            waiting.append((video.id, own + 1))
+        answers = iter(pipe.execute() if waiting else [])
+        positions: dict[str, int] = {}
+        for video_id, count in waiting:
+            parts = [next(answers) for _ in range(count)]
+            if parts[-1] is not None:  # None: a worker has just taken it
+                positions[video_id] = sum(map(int, parts))
+        return positions
 
     # -- the API's side ---------------------------------------------------------------------------------
 
@@ -251,8 +318,6 @@ class VideoStore:
 
         `idempotency` is (key, digest of the request body). Raises `IdempotencyMismatch` and `QueueFull`.
         """
-        if self._waiting(spec.model) >= self.max_queued:
-            raise QueueFull
         video = Video(spec=spec, state=VideoState())
         idem = None if idempotency is None else idempotency_key(spec.owner, idempotency[0])
 
@@ -267,6 +332,13 @@ class VideoStore:
                     if existing is not None:
                         pipe.multi()
                         return Created(existing, replayed=True)
+            # The id is new: a record under it means that this very transaction was carried out before its answer
+            # was lost, and must not be repeated.
+            if (written := _parse(pipe.hgetall(video_key(spec.id)))) is not None:
+                pipe.multi()
+                return Created(written, replayed=False)
+            if self._waiting(spec.model) >= self.max_queued:
+                raise QueueFull
             pipe.multi()
             fields = _state_fields(**video.state.model_dump())
             pipe.hset(
@@ -274,6 +346,7 @@ class VideoStore:
                 mapping={"spec": spec.model_dump_json(), "fence": "", **_dump(fields)},
             )
             pipe.zadd(owner_key(spec.owner), {spec.id: spec.created_at})
+            pipe.hset(ACTIVE_KEY, spec.id, queue.queue_name(spec.model, spec.priority))
             self._add_event(pipe, spec.id, Event("status", self._wire(video)))
             if idem is not None and idempotency is not None:
                 pipe.set(
@@ -284,7 +357,7 @@ class VideoStore:
             queue.enqueue(self.redis, spec, pipeline=pipe)
             return Created(video, replayed=False)
 
-        return self._optimistically(transact, *([idem] if idem else []))
+        return self._optimistically(transact, video_key(spec.id), *([idem] if idem else []))
 
     def request_cancel(self, video_id: str) -> Video:
         """Cancels a waiting video at once and tells a running one to stop. A finished one stays as it is.
@@ -310,6 +383,7 @@ class VideoStore:
             changed = Video(spec=video.spec, state=video.state.model_copy(update=changes))
             pipe.hset(video_key(video_id), mapping=_dump(_state_fields(**changes)))
             if changed.state.status is Status.CANCELLED:
+                pipe.hdel(ACTIVE_KEY, video_id)
                 self._add_event(pipe, video_id, Event("cancelled", self._wire(changed)))
             return changed
 
@@ -324,7 +398,13 @@ class VideoStore:
         pipe = self.redis.pipeline()
         pipe.delete(video_key(video.id), chunks_key(video.id), events_key(video.id))
         pipe.zrem(owner_key(video.spec.owner), video.id)
+        pipe.hdel(ACTIVE_KEY, video.id)
+        pipe.set(deleted_key(video.id), 1, ex=DELETED_SECONDS)
         pipe.execute()
+
+    def was_deleted(self, video_id: str) -> bool:
+        """Whether a video that has no record was deleted. False: Redis lost it, and its objects must stay."""
+        return bool(self.redis.exists(deleted_key(video_id)))
 
     # -- the worker's side ------------------------------------------------------------------------------
 
@@ -346,6 +426,8 @@ class VideoStore:
                 "status": Status.IN_PROGRESS,
                 "worker": worker,
                 "attempts": video.state.attempts + int(count_attempt),
+                "barren_attempts": video.state.barren_attempts + int(count_attempt),
+                "stalled": None,
                 "started_at": video.state.started_at or time.time(),
             }
             claimed = Video(spec=video.spec, state=video.state.model_copy(update=changes))
@@ -369,6 +451,7 @@ class VideoStore:
         next one: somebody else has committed) and `VideoGone`.
         """
         event = Event("chunk", chunk_object(video.id, chunk, video.fps, self.origin).model_dump(mode="json"))
+        changes["barren_attempts"] = 0
         changes["chunks_ready"] = chunk.index + 1
         changes["frames_ready"] = chunk.first_frame + chunk.frames
         self._write(video.id, fence, chunk, changes, [event])
@@ -388,7 +471,7 @@ class VideoStore:
         """
         changes |= {"status": Status(status), "completed_at": time.time(), "error": error, "stalled": None}
         done = Video(spec=video.spec, state=video.state.model_copy(update=changes))
-        self._write(video.id, fence, None, changes, [Event(status, self._wire(done))])
+        self._write(video.id, fence, None, changes, [Event(status, self._wire(done))], ends=True)
         return done
 
     def release(self, video: Video, fence: str, *, count_attempt: bool) -> None:
@@ -397,8 +480,14 @@ class VideoStore:
         With `count_attempt` false the attempt that ends here is taken back: losing a worker to a shutdown is
         no failure. Raises `FenceLost` and `VideoGone`.
         """
-        attempts = video.state.attempts - (0 if count_attempt else 1)
-        changes: dict[str, Any] = {"status": Status.QUEUED, "worker": "", "attempts": max(0, attempts)}
+        back = 0 if count_attempt else 1
+        changes: dict[str, Any] = {
+            "status": Status.QUEUED,
+            "worker": "",
+            "attempts": max(0, video.state.attempts - back),
+            "barren_attempts": max(0, video.state.barren_attempts - back),
+            "stalled": None,
+        }
         released = Video(spec=video.spec, state=video.state.model_copy(update=changes))
         self._write(video.id, fence, None, changes, [Event("status", self._wire(released))])
 
@@ -410,6 +499,87 @@ class VideoStore:
         if current.decode() != fence:
             raise FenceLost(video_id)
         return cancel is not None and bool(json.loads(cancel))
+
+    # -- leases and lost videos -------------------------------------------------------------------------
+
+    def take(self, model: str, taker: str, lease_seconds: float) -> Taken | None:
+        """Takes the most urgent waiting video of a model out of line; None when none waits."""
+        names = queue.queue_names(model)
+        keys = [key for name in names for key in (queue.waiting_key(name), queue.leases_key(name))]
+        found = self._take_script(keys=keys, args=[taker, int(lease_seconds * 1000)])
+        if not found:
+            return None
+        return Taken(names[int(found[0]) - 1], found[1].decode(), found[2].decode())
+
+    def hold(
+        self, video: VideoSpec, fence: str, member: str, lease_seconds: float, *, in_queue: str | None = None
+    ) -> None:
+        """Renews the lease `member` of a claimed video. Raises `FenceLost` and `VideoGone`."""
+        name = in_queue or queue.queue_name(video.model, video.priority)
+        code = int(
+            self._hold_script(
+                keys=[video_key(video.id), queue.leases_key(name), queue.waiting_key(name)],
+                args=[fence, video.id, member, int(lease_seconds * 1000)],
+            )
+        )
+        if code < 0:
+            raise VideoGone(video.id)
+        if code == 0:
+            raise FenceLost(video.id)
+
+    def reconcile(self, lease_seconds: float) -> list[str]:
+        """Puts every unfinished video back in line that neither waits nor has a live lease; returns their ids.
+
+        Workers call it all the time; one of them at a time does the work. While Redis has been up for less than a
+        lease nothing is done: the workers that ran before it went down may come back and renew theirs.
+        """
+        mine = self.redis.set(RECONCILED_KEY, 1, nx=True, px=max(1, int(lease_seconds * 1000 / 8)))
+        if not mine or self._uptime_seconds() < lease_seconds:
+            return []
+        active = {i.decode(): name.decode() for i, name in self.redis.hgetall(ACTIVE_KEY).items()}
+        present: set[str] = set()
+        for name in set(active.values()):
+            present |= self._waiting_or_leased(self.redis, name)
+        lost = sorted(active.keys() - present)
+        return [video_id for video_id in lost if self._requeue(video_id, active[video_id])]
+
+    def requeue(self, spec: VideoSpec, member: str, *, at_front: bool) -> None:
+        """Gives up the lease `member` and puts the video back in line, in one transaction."""
+        name = queue.queue_name(spec.model, spec.priority)
+        pipe = self.redis.pipeline()
+        pipe.multi()
+        pipe.zrem(queue.leases_key(name), member)
+        pipe.lrem(queue.waiting_key(name), 0, spec.id)
+        queue.enqueue(self.redis, spec, pipeline=pipe, at_front=at_front)
+        pipe.execute()
+
+    def _requeue(self, video_id: str, name: str) -> bool:
+        def transact(pipe: Connection) -> bool:
+            video = _parse(pipe.hgetall(video_key(video_id)))
+            present = self._waiting_or_leased(pipe, name)
+            pipe.multi()
+            if video is None or video.state.status.terminal:
+                pipe.hdel(ACTIVE_KEY, video_id)
+                return False
+            if video_id in present or video.state.status is Status.PAUSED:
+                return False
+            # It has stood in line before; whoever came later waits.
+            queue.enqueue(self.redis, video.spec, pipeline=pipe, at_front=True)
+            return True
+
+        keys = (video_key(video_id), queue.waiting_key(name), queue.leases_key(name))
+        return self._optimistically(transact, *keys)
+
+    def _waiting_or_leased(self, connection: Connection, name: str) -> set[str]:
+        """Ids that stand in a queue or have a live lease there. Drops leases that have run out."""
+        seconds, microseconds = self.redis.time()
+        self.redis.zremrangebyscore(queue.leases_key(name), 0, seconds + microseconds / 1e6)
+        waiting = connection.lrange(queue.waiting_key(name), 0, -1)
+        leased = connection.zrange(queue.leases_key(name), 0, -1)
+        return {i.decode() for i in waiting} | {member.decode().partition(":")[0] for member in leased}
+
+    def _uptime_seconds(self) -> float:
+        return float(self.redis.info("server").get("uptime_in_seconds", float("inf")))
 
     # -- models and workers -----------------------------------------------------------------------------
 
@@ -439,7 +609,7 @@ class VideoStore:
     # -- inside -----------------------------------------------------------------------------------------
 
     def _waiting(self, model: str) -> int:
-        return sum(int(self.redis.llen(f"rq:queue:{name}")) for name in queue.queue_names(model))
+        return sum(int(self.redis.llen(queue.waiting_key(name))) for name in queue.queue_names(model))
 
     def _wire(self, video: Video) -> dict[str, Any]:
         return video_object(video, self.origin).model_dump(mode="json")
@@ -472,6 +642,8 @@ class VideoStore:
         chunk: ChunkRecord | None,
         changes: Mapping[str, Any],
         events: Iterable[Event],
+        *,
+        ends: bool = False,
     ) -> None:
         fields = _dump(_state_fields(**changes))
         arguments: list[Any] = [
@@ -479,13 +651,14 @@ class VideoStore:
             "" if chunk is None else chunk.index,
             "" if chunk is None else chunk.model_dump_json(),
             self.max_events,
+            video_id if ends else "",
             len(fields),
         ]
         for name, value in fields.items():
             arguments += [name, value]
         for event in events:
             arguments += [event.type, json.dumps(event.data)]
-        keys = [video_key(video_id), chunks_key(video_id), events_key(video_id)]
+        keys = [video_key(video_id), chunks_key(video_id), events_key(video_id), ACTIVE_KEY]
         code = int(self._write_script(keys=keys, args=arguments))
         if code == -1:
             raise VideoGone(video_id)

@@ -1,0 +1,235 @@
+"""Leases and lost videos: nothing that was accepted is ever forgotten, nothing is made twice at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from app.jobs import queue
+from app.jobs.connection import connect
+from app.jobs.job import Status, TimedPrompt, VideoSpec, new_video_id
+from app.jobs.store import (
+    ACTIVE_KEY,
+    RECONCILED_KEY,
+    FenceLost,
+    Taken,
+    VideoGone,
+    VideoStore,
+    events_key,
+    video_key,
+)
+
+LEASE = 0.2
+
+
+class UpForLong(VideoStore):
+    """A store on a Redis that has been up for long; the session's has only just begun."""
+
+    def _uptime_seconds(self) -> float:
+        return 1e6
+
+
+@pytest.fixture
+def store(redis_url: str) -> VideoStore:
+    return UpForLong(connect(redis_url))
+
+
+@pytest.fixture
+def submit(store: VideoStore) -> Callable[..., VideoSpec]:
+    def make(**fields: Any) -> VideoSpec:
+        given: dict[str, Any] = {
+            "id": new_video_id(), "created_at": time.time(), "model": "m", "seconds": 1.0, "fps": 24, "frames": 24,
+            "prompts": (TimedPrompt(at=0, text="a circle"),), "width": 16, "height": 16, "seed": 1,
+        }  # fmt: skip
+        spec = VideoSpec(**(given | fields))
+        store.create(spec)
+        return spec
+
+    return make
+
+
+def waiting(store: VideoStore, priority: Any = "normal") -> list[str]:
+    return [i.decode() for i in store.redis.lrange(queue.waiting_key(queue.queue_name("m", priority)), 0, -1)]
+
+
+def leases(store: VideoStore, priority: Any = "normal") -> list[str]:
+    key = queue.leases_key(queue.queue_name("m", priority))
+    return [member.decode() for member in store.redis.zrange(key, 0, -1)]
+
+
+def reconcile(store: VideoStore) -> list[str]:
+    store.redis.delete(RECONCILED_KEY)
+    return store.reconcile(LEASE)
+
+
+def take(store: VideoStore, seconds: float = LEASE) -> Taken:
+    taken = store.take("m", "w", seconds)
+    assert taken is not None
+    return taken
+
+
+def test_videos_are_taken_by_priority_then_age_each_with_a_lease(store: VideoStore, submit: Any) -> None:
+    low, first, second, high = (submit(priority=p) for p in ("low", "normal", "normal", "high"))
+    submit(model="another")
+    got = [take(store) for _ in range(4)]
+    assert [taken.video_id for taken in got] == [spec.id for spec in (high, first, second, low)]
+    assert store.take("m", "w", LEASE) is None
+    assert leases(store, "high") == [got[0].member] == [f"{high.id}:w"]
+    assert reconcile(store) == []
+
+
+def test_a_video_whose_taker_died_at_once_is_back_in_line_when_the_lease_has_run_out(
+    store: VideoStore, submit: Any, eventually: Any
+) -> None:
+    spec = submit()
+    later = submit()
+    take(store)
+    assert reconcile(store) == []
+    assert eventually(lambda: reconcile(store)) == [spec.id]
+    assert waiting(store) == [spec.id, later.id], "it had stood in line before"
+    assert leases(store) == []
+    assert Job.fetch(spec.id, connection=store.redis, serializer=JSONSerializer).args == [spec.id]
+    assert reconcile(store) == []
+
+
+def test_a_lease_that_is_renewed_lasts_and_one_that_is_not_ends(
+    store: VideoStore, submit: Any, eventually: Any
+) -> None:
+    spec = submit()
+    taken = take(store)
+    _, fence = store.claim(spec.id, "w")
+    end = time.monotonic() + 3 * LEASE
+    while time.monotonic() < end:
+        store.hold(spec, fence, taken.member, LEASE)
+        assert reconcile(store) == []
+        time.sleep(LEASE / 10)
+    assert eventually(lambda: reconcile(store)) == [spec.id]
+
+
+def test_a_reaped_lease_is_taken_back_unless_somebody_claimed_the_video(
+    store: VideoStore, submit: Any, eventually: Any
+) -> None:
+    spec = submit()
+    taken = take(store)
+    _, fence = store.claim(spec.id, "sleeper")
+    eventually(lambda: reconcile(store))
+    store.hold(spec, fence, taken.member, LEASE)
+    assert (waiting(store), leases(store)) == ([], [taken.member])
+    eventually(lambda: reconcile(store))
+    take(store)
+    store.claim(spec.id, "heir")
+    with pytest.raises(FenceLost):
+        store.hold(spec, fence, taken.member, LEASE)
+    store.delete(store.get(spec.id))  # type: ignore[arg-type]
+    with pytest.raises(VideoGone):
+        store.hold(spec, fence, taken.member, LEASE)
+    assert store.was_deleted(spec.id)
+
+
+def test_giving_back_is_one_step_and_leaves_one_entry(store: VideoStore, submit: Any) -> None:
+    first, second = submit(), submit()
+    for _ in range(2):
+        take(store)
+    store.requeue(second, f"{second.id}:w", at_front=False)
+    store.requeue(first, f"{first.id}:w", at_front=True)
+    store.requeue(first, f"{first.id}:w", at_front=True)
+    assert waiting(store) == [first.id, second.id]
+    assert leases(store) == []
+    assert take(store).video_id == first.id
+
+
+def test_only_unfinished_videos_are_kept_in_the_index_and_put_back(store: VideoStore, submit: Any) -> None:
+    done, cancelled, deleted, lost = submit(), submit(), submit(), submit()
+    video, fence = store.claim(done.id, "w")
+    store.finish(video, fence, "completed")
+    store.request_cancel(cancelled.id)
+    store.delete(store.get(deleted.id))  # type: ignore[arg-type]
+    for spec in (done, lost):
+        queue.dequeue(store.redis, spec)
+    assert {i.decode() for i in store.redis.hkeys(ACTIVE_KEY)} == {lost.id}
+    assert reconcile(store) == [lost.id]
+    assert waiting(store) == [lost.id]
+    # An index that names what is over, or gone, mends itself.
+    store.redis.hset(
+        ACTIVE_KEY, mapping={done.id: queue.queue_name("m", "normal"), deleted.id: "longtake:m:low"}
+    )
+    assert reconcile(store) == []
+    assert {i.decode() for i in store.redis.hkeys(ACTIVE_KEY)} == {lost.id}
+
+
+def test_a_paused_video_is_not_lost(store: VideoStore, submit: Any) -> None:
+    spec = submit()
+    queue.dequeue(store.redis, spec)
+    store.redis.hset(video_key(spec.id), "status", f'"{Status.PAUSED}"')
+    assert reconcile(store) == []
+    assert store.redis.hexists(ACTIVE_KEY, spec.id)
+
+
+def test_many_workers_that_look_at_once_put_a_lost_video_back_once(
+    redis_url: str, store: VideoStore, submit: Any
+) -> None:
+    specs = [submit() for _ in range(20)]
+    for spec in specs:
+        queue.dequeue(store.redis, spec)
+    stores = [UpForLong(connect(redis_url)) for _ in range(6)]
+    found: list[str] = []
+
+    def look(mine: VideoStore) -> None:
+        for _ in range(5):
+            mine.redis.delete(RECONCILED_KEY)
+            found.extend(mine.reconcile(LEASE))
+
+    threads = [threading.Thread(target=look, args=(mine,)) for mine in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == sorted(waiting(store)) == sorted(spec.id for spec in specs)
+
+
+def test_nothing_is_called_lost_right_after_redis_came_back(
+    redis_url: str, submit: Any, store: VideoStore
+) -> None:
+    class JustUp(VideoStore):
+        def _uptime_seconds(self) -> float:
+            return LEASE / 2
+
+    spec = submit()
+    queue.dequeue(store.redis, spec)
+    assert JustUp(connect(redis_url)).reconcile(LEASE) == []
+    assert reconcile(store) == [spec.id]
+
+
+def test_attempts_are_counted_and_a_chunk_shows_that_the_last_was_not_in_vain(
+    store: VideoStore, submit: Any
+) -> None:
+    from app.jobs.job import ChunkRecord
+
+    spec = submit()
+    store.claim(spec.id, "w")
+    video, fence = store.claim(spec.id, "w")
+    assert (video.state.attempts, video.state.barren_attempts) == (2, 2)
+    chunk = ChunkRecord(index=0, first_frame=0, frames=5, bytes=1, sha256="", created_at=1.0)
+    store.commit_chunk(spec, fence, chunk, checkpoint=0)
+    video, fence = store.claim(spec.id, "w")
+    assert (video.state.attempts, video.state.barren_attempts) == (3, 1)
+    store.release(video, fence, count_attempt=False)
+    released = store.get(spec.id)
+    assert released is not None
+    assert (released.state.attempts, released.state.barren_attempts) == (2, 0)
+    assert released.state.status is Status.QUEUED
+
+
+def test_ending_a_video_twice_ends_it_once(store: VideoStore, submit: Any) -> None:
+    spec = submit()
+    video, fence = store.claim(spec.id, "w")
+    store.finish(video, fence, "completed")
+    events = store.redis.xlen(events_key(spec.id))
+    store.finish(video, fence, "completed")
+    assert store.redis.xlen(events_key(spec.id)) == events

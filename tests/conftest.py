@@ -1,0 +1,107 @@
+"""What every suite shares: one real Redis per session, settings that ignore the shell, and waiting with a deadline."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import pytest
+from redis import Redis
+
+from app import embedded
+from app.embedded import EmbeddedRedis
+from app.settings import Settings
+
+T = TypeVar("T")
+
+
+class Eventually(Protocol):
+    def __call__(self, condition: Callable[[], T], seconds: float = 10.0, every: float = 0.02) -> T: ...
+
+
+# On a user's machine a test whose tool is missing is skipped with the reason; where this is set it fails.
+SKIP_NOTHING = bool(os.environ.get("LONGTAKE_TESTS_SKIP_NOTHING"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if SKIP_NOTHING and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's shell reaches a test."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"LONGTAKE_{name.upper()}", raising=False)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """The session's server. Leave it running: a test that kills Redis takes `own_redis`."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis) -> str:
+    """URL of the session's server, emptied."""
+    with Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A server for this test alone, to `kill()`, `stop()` and `start()` again on the same port."""
+    with EmbeddedRedis(tmp_path / "own-redis") as server:
+        yield server
+
+
+@pytest.fixture
+def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Settings]:
+    """Makes settings on a folder of this test and, unless `redis_url` is given, the session's Redis."""
+
+    def make(**overrides: Any) -> Settings:
+        if "redis_url" not in overrides:
+            overrides["redis_url"] = request.getfixturevalue("redis_url")
+        return Settings(**{"data_dir": tmp_path / "data", **overrides})
+
+    return make
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Finds a port that nobody listens on."""
+    return embedded.free_port
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Waits until `condition` returns something true, and returns that; fails after `seconds`.
+
+    An `AssertionError` inside the condition means not yet; the last one is shown when time is up.
+    """
+
+    def wait(condition: Callable[[], T], seconds: float = 10.0, every: float = 0.02) -> T:
+        deadline = time.monotonic() + seconds
+        while True:
+            late = time.monotonic() > deadline
+            try:
+                if result := condition():
+                    return result
+            except AssertionError:
+                if late:
+                    raise
+            else:
+                if late:
+                    pytest.fail(f"still not true after {seconds:g} s: {condition}", pytrace=True)
+            time.sleep(every)
+
+    return wait
