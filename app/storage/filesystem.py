@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +44,8 @@ _STALE_SECONDS = 3600.0
 
 _COPY_BYTES = 1024 * 1024
 
+_INSTALL_ATTEMPTS = 20
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EOPNOTSUPP}
 _PASSING = {
@@ -68,7 +70,10 @@ class FilesystemStore:
 
     def __init__(self, root: Path) -> None:
         with _translated("the storage folder"):
-            root.mkdir(parents=True, exist_ok=True)
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise StoreMisconfigured("the storage folder, or a folder above it, is a file") from error
             self._root = root.resolve(strict=True)
             self._temporary = self._root / _TEMPORARY
             self._temporary.mkdir(exist_ok=True)
@@ -92,7 +97,7 @@ class FilesystemStore:
                         file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                self._install(temporary, target, if_absent)
+                created = self._install(temporary, target, if_absent)
             except FileExistsError as error:
                 raise PreconditionFailed(f"the object exists already: {key}") from error
             except (NotADirectoryError, IsADirectoryError) as error:
@@ -101,7 +106,9 @@ class FilesystemStore:
                 raise StoreMisconfigured("the storage folder is gone") from error
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync_folder(target.parent)
+            # The object is durable once its entry in the folder is, and the entry of each new folder in its own.
+            for folder in (target.parent, *(path.parent for path in created)):
+                _sync_folder(folder)
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """See `ObjectStore.get`."""
@@ -214,30 +221,26 @@ class FilesystemStore:
             raise ObjectNotFound(f"no such object: {key}")
         return os.fdopen(descriptor, "rb", buffering=0)
 
-    def _install(self, temporary: Path, target: Path, if_absent: bool) -> None:
+    def _install(self, temporary: Path, target: Path, if_absent: bool) -> Collection[Path]:
+        """Give the file its name; returns the folders that had to be made for it."""
+        created: dict[Path, None] = {}
         # A concurrent delete_prefix may take the folder away between its creation and the rename.
-        for attempt in range(5):
-            self._make_folder(target.parent)
+        for attempt in range(_INSTALL_ATTEMPTS):
             try:
+                for folder in _missing_folders(target.parent):
+                    with suppress(FileExistsError):  # Another writer was quicker, or an object is in the way.
+                        folder.mkdir()
+                    created[folder] = None
                 if if_absent:
                     os.link(temporary, target, follow_symlinks=False)
                 else:
                     temporary.replace(target)
             except FileNotFoundError:
-                if attempt == 4 or not temporary.exists():
+                if attempt == _INSTALL_ATTEMPTS - 1 or not temporary.exists():
                     raise
             else:
-                return
-
-    def _make_folder(self, folder: Path) -> None:
-        missing = []
-        while not folder.is_dir():
-            missing.append(folder)
-            folder = folder.parent
-        for path in reversed(missing):
-            with suppress(FileExistsError):
-                path.mkdir()
-            _sync_folder(path.parent)
+                break
+        return created
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[ObjectInfo]:
         with _translated(prefix or "the storage folder"):
@@ -278,8 +281,17 @@ def _info(key: str, status: os.stat_result) -> ObjectInfo:
     )
 
 
+def _missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist, uppermost first."""
+    missing: list[Path] = []
+    while not folder.is_dir():
+        missing.insert(0, folder)
+        folder = folder.parent
+    return missing
+
+
 def _sync_folder(folder: Path) -> None:
-    # A rename is durable only once the folder is. Gone already: somebody deleted it, and that is that.
+    # Gone already: somebody deleted it, and that is that.
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -21,9 +21,6 @@ Every key is built by a function of this module, and by nothing else.
 Chunk numbers have six digits, so that a listing in the order of keys is in the order of time.
 """
 
-# The errors are named for what happened (as HTTP does), and their base class says that they are errors.
-# ruff: noqa: N818
-
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -216,8 +213,10 @@ class ObjectStore(Protocol):
             data: the bytes, or a file holding them (large objects: memory does not grow with its size).
             content_type: media type to serve it with; default: the one of the key's extension. A folder
                 cannot keep one, so the filesystem store always answers with the extension's.
-            if_absent: create only. After a lost connection the store may have taken the first try, and
-                the retry then reports `PreconditionFailed` although the bytes are the caller's own.
+            if_absent: create only. Of concurrent creators one wins on a folder and on Amazon S3; OpenStack
+                Swift looks first and writes then, so several may win there. After a lost connection the store
+                may have taken the first try, and the retry reports `PreconditionFailed` for the caller's own
+                bytes.
 
         Raises:
             PreconditionFailed: `if_absent` and the key is taken.

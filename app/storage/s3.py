@@ -7,14 +7,13 @@ GetObject with ranges, HeadObject, ListObjectsV2, DeleteObject(s), multipart upl
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
-import boto3.exceptions
 import botocore.exceptions
 import urllib3.exceptions
 from boto3.s3.transfer import TransferConfig
@@ -103,6 +102,7 @@ class S3Store:
         endpoint_url: str | None = None,
         public_endpoint_url: str | None = None,
         region: str | None = None,
+        addressing: str | None = None,
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
         timeout_seconds: float = 20.0,
@@ -118,8 +118,8 @@ class S3Store:
                 urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname
             ):
                 raise StoreMisconfigured("an S3 endpoint is an http:// or https:// URL")
-        # Servers of one's own are rarely set up for a host name per bucket; Amazon wants exactly that.
-        addressing = "virtual" if endpoint_url is None else "path"
+        # Servers of one's own are rarely set up for a host name per bucket; Amazon wants one where the name allows it.
+        addressing = addressing or ("auto" if endpoint_url is None else "path")
         config = Config(
             signature_version="s3v4",
             s3={"addressing_style": addressing},
@@ -152,24 +152,17 @@ class S3Store:
     def ensure_bucket(self) -> None:
         """Create the bucket unless it exists. For first runs and tests; operators usually make it themselves."""
         try:
-            self.check()
-        except StoreMisconfigured as error:
-            cause = error.__cause__
-            if not isinstance(cause, botocore.exceptions.ClientError) or _code(cause) not in (
-                *_MISSING,
-                "NoSuchBucket",
-            ):
-                raise
+            self._head_bucket()
+        except ObjectNotFound:
             region = self._client.meta.region_name
-            # Amazon refuses its own default region as a location constraint.
-            options = (
-                {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-            )
-            with _translated("the bucket"):
-                try:
-                    self._client.create_bucket(Bucket=self._bucket, **options)
-                except self._client.exceptions.BucketAlreadyOwnedByYou:
-                    return
+        else:
+            return
+        # Amazon refuses its own default region as a location constraint.
+        options = (
+            {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        )
+        with _translated("the bucket"), suppress(self._client.exceptions.BucketAlreadyOwnedByYou):
+            self._client.create_bucket(Bucket=self._bucket, **options)
 
     def put(
         self, key: str, data: bytes | Path, content_type: str | None = None, *, if_absent: bool = False
@@ -278,10 +271,13 @@ class S3Store:
     def check(self) -> None:
         """Ask for the bucket: tells a store out of reach, a missing bucket, and wrong keys apart."""
         try:
-            with _translated("the bucket"):
-                self._client.head_bucket(Bucket=self._bucket)
+            self._head_bucket()
         except ObjectNotFound as error:
-            raise StoreMisconfigured("there is no such bucket") from error.__cause__
+            raise StoreMisconfigured("there is no such bucket") from error
+
+    def _head_bucket(self) -> None:
+        with _translated("the bucket"):
+            self._client.head_bucket(Bucket=self._bucket)
 
     def _name(self, key: str) -> str:
         return self._prefix + validate_key(key)
@@ -326,6 +322,8 @@ def _error(code: str, status: int, subject: str) -> StorageError:
     """What an S3 error code, or failing that the HTTP status, means for the caller."""
     if code == "NoSuchBucket":
         return StoreMisconfigured("there is no such bucket")
+    if code == "InvalidBucketName":
+        return StoreMisconfigured("the bucket's name is not one")
     if code in _MISSING:
         return ObjectNotFound(f"no such object: {subject}")
     if code == "InvalidRange" or status == 416:
@@ -352,8 +350,6 @@ def _translated(subject: str) -> Iterator[None]:
     except botocore.exceptions.ClientError as error:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         raise _error(_code(error), status, subject) from error
-    except boto3.exceptions.S3UploadFailedError as error:
-        raise StoreUnavailable("the upload was not completed") from error
     except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
         raise StoreMisconfigured("there are no credentials for the object store") from error
     except (
@@ -365,5 +361,9 @@ def _translated(subject: str) -> Iterator[None]:
         OSError,
     ) as error:
         raise StoreUnavailable("the object store cannot be reached") from error
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+    except RecursionError as error:
+        # botocore follows a redirect by asking for the bucket, which a server that redirects everything (a proxy
+        # from http to https) answers with a redirect.
+        raise StoreMisconfigured("the S3 endpoint redirects to another address") from error
+    except botocore.exceptions.BotoCoreError as error:
         raise StoreMisconfigured(f"the object store's settings are wrong: {type(error).__name__}") from error
