@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from worker.evaluation import oracle
+from worker.training import scenes
+from worker.training.scenes import SceneAttributes
+
+FRAMES = 96
+BOUNCING = SceneAttributes("black", "red", "square", "bounce")
+SPINNING = SceneAttributes("navy", "yellow", "triangle", "spin")
+PULSING = SceneAttributes("gray", "green", "circle", "pulse")
+
+
+def video(
+    attributes: SceneAttributes, seed: int = 0, size: int = 64, frames: int = FRAMES
+) -> NDArray[np.uint8]:
+    batch = scenes.sample_scenes([attributes], np.random.default_rng(seed))
+    pixels, _ = scenes.render(batch, torch.arange(frames) + 300, size)
+    return oracle.to_uint8(pixels)
+
+
+def through_h264(frames: NDArray[np.uint8], crf: int = 20) -> NDArray[np.uint8]:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=scenes.FPS)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream.options = {"crf": str(crf), "threads": "1"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    file.seek(0)
+    with av.open(file) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_true_videos_pass_also_after_h264(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for attributes in scenes.sample_attributes(14, rng, scenes.all_attributes()):
+        frames = video(attributes, seed)
+        for shown in (frames, through_h264(frames)):
+            verdict = oracle.judge(shown, attributes)
+            assert verdict.follows, (attributes, verdict)
+            assert verdict.jumps == 0
+
+
+def test_the_size_of_the_frame_does_not_matter() -> None:
+    for attributes in (BOUNCING, SPINNING, PULSING):
+        assert oracle.judge(video(attributes, size=128, frames=60), attributes).follows
+
+
+def test_each_wrong_attribute_is_named() -> None:
+    frames = video(SPINNING)
+    wrong = {
+        "background": SceneAttributes("teal", "yellow", "triangle", "spin"),
+        "color": SceneAttributes("navy", "green", "triangle", "spin"),
+        "shape": SceneAttributes("navy", "yellow", "cross", "spin"),
+        "motion": SceneAttributes("navy", "yellow", "triangle", "orbit"),
+    }
+    for name, attributes in wrong.items():
+        verdict = oracle.judge(frames, attributes)
+        seen = {field: getattr(verdict, field) for field in wrong}
+        assert seen == {field: field != name for field in wrong}
+
+
+def test_the_other_direction_is_another_motion() -> None:
+    left = SceneAttributes("black", "white", "cross", "left")
+    assert not oracle.judge(video(left)[::-1], left).motion
+
+
+def test_a_jump_is_seen() -> None:
+    frames = video(BOUNCING)
+    frames[50:] = np.roll(frames[50:], 20, axis=2)
+    assert oracle.judge(frames, BOUNCING).jumps > 0
+
+
+@pytest.mark.parametrize("attributes", [BOUNCING, SPINNING, PULSING])
+def test_a_freeze_is_seen(attributes: SceneAttributes) -> None:
+    frames = video(attributes)
+    frames[40:] = frames[40]
+    assert not oracle.judge(frames, attributes).motion
+
+
+def test_a_shape_that_vanishes_is_seen() -> None:
+    frames = video(BOUNCING)
+    frames[60:] = frames[0, 0, 0]
+    verdict = oracle.judge(frames, BOUNCING)
+    assert verdict.present == pytest.approx(60 / FRAMES)
+    assert not verdict.follows
+
+
+def test_a_video_without_a_shape_follows_nothing() -> None:
+    verdict = oracle.judge(np.zeros((FRAMES, 64, 64, 3), np.uint8), BOUNCING)
+    assert verdict.present == 0
+    assert (verdict.color, verdict.shape, verdict.motion) == (False, False, False)
+
+
+def test_a_drift_of_color_is_seen() -> None:
+    frames = video(BOUNCING)
+    tinted = video(SceneAttributes("black", "purple", "square", "bounce"))
+    share = np.linspace(0, 1, FRAMES)[:, None, None, None]
+    drifting = (frames * (1 - share) + tinted * share).astype(np.uint8)
+    early, late = oracle.judge(drifting[:48], BOUNCING), oracle.judge(drifting[48:], BOUNCING)
+    assert not oracle.judge(drifting, BOUNCING).color
+    assert late.color_error > early.color_error + 0.2
+
+
+def test_a_drift_of_the_background_is_seen() -> None:
+    frames = video(BOUNCING).astype(int)
+    bright = np.clip(frames + np.linspace(0, 120, FRAMES)[:, None, None, None], 0, 255).astype(np.uint8)
+    assert not oracle.judge(bright, BOUNCING).background
+
+
+def test_noise_is_no_scene() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (FRAMES, 64, 64, 3), dtype=np.uint8)
+    assert not oracle.judge(noise, BOUNCING).follows
+
+
+def test_frames_of_another_type_are_refused() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        oracle.judge(np.zeros((4, 64, 64, 3)), BOUNCING)  # type: ignore[arg-type]
+
+
+def test_every_caption_can_be_parsed() -> None:
+    rng = np.random.default_rng(0)
+    for attributes in scenes.all_attributes():
+        for filler in (0.0, 1.0):
+            assert oracle.parse_prompt(scenes.caption(attributes, rng, filler)) == attributes
+
+
+def test_prompts_in_other_words_can_be_parsed() -> None:
+    assert oracle.parse_prompt("A RED ball, bouncing on black!") == SceneAttributes(
+        "black", "red", "circle", "bounce"
+    )
+    assert oracle.parse_prompt("On teal: a white plus sign that rotates.") == SceneAttributes(
+        "teal", "white", "cross", "spin"
+    )
+
+
+@pytest.mark.parametrize("prompt", ["", "a cat", "a red ball on black", "a ball bouncing on black"])
+def test_a_prompt_that_leaves_something_open_is_not_parsed(prompt: str) -> None:
+    assert oracle.parse_prompt(prompt) is None

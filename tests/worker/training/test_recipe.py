@@ -1,0 +1,162 @@
+"""The whole recipe on tiny settings, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, SkyReelsV2DiffusionForcingPipeline
+
+from worker.models.registry import load_model
+from worker.training import __main__ as command
+from worker.training import forward, latents, run, text, transformer, vae
+from worker.training.recipe import Recipe
+
+CONFIG = Path(vae.__file__).parent / "configs" / "tiny.toml"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return Recipe.read(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every stage of the recipe, run as the command runs it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for stage in ("vae", "latents", "transformer", "export"):
+        command.main([stage, "--config", str(CONFIG), "--out", str(folder)])
+    return folder
+
+
+def test_training_as_a_stream_equals_encoding_and_decoding_whole_videos(recipe: Recipe) -> None:
+    torch.manual_seed(0)
+    model = vae.build(recipe.vae).eval()
+    pixels = torch.rand(2, 3, 21, 16, 16) * 2 - 1
+    with torch.no_grad():
+        posterior = model.encode(pixels).latent_dist
+        stream = vae.VideoStream(model)
+        parts = [stream.encode(pixels[:, :, :9])[0], stream.encode(pixels[:, :, 9:])[0]]
+        assert torch.allclose(torch.cat(parts, 2), posterior.mean, atol=1e-5)
+        decoded = torch.cat(
+            [stream.decode(posterior.mean[:, :, :2]), stream.decode(posterior.mean[:, :, 2:])], 2
+        )
+        assert torch.allclose(decoded.clamp(-1, 1), model.decode(posterior.mean).sample, atol=1e-5)
+
+
+def test_the_training_forward_equals_the_stock_forward(recipe: Recipe) -> None:
+    torch.manual_seed(0)
+    model = transformer.build(recipe.transformer, channels=8, text_width=16)
+    torch.nn.init.normal_(model.proj_out.weight)
+    x, sigmas, prompt = torch.randn(2, 8, 4, 4, 6), torch.rand(2, 4), torch.randn(2, 24, 16)
+    stock = model(x, sigmas * 1000, prompt, enable_diffusion_forcing=True, return_dict=False)[0]
+    assert torch.allclose(forward.velocity(model, x, sigmas, prompt), stock, atol=1e-5)
+
+
+def test_training_the_autoencoder_raises_its_quality(recipe: Recipe, tmp_path: Path) -> None:
+    settings = replace(
+        recipe.vae_training, steps=45, checkpoint_steps=15, batch=2, crop=32, piece_latents=(2,)
+    )
+    vae.train(recipe.vae, settings, tmp_path, CPU)
+    rows = [json.loads(line) for line in (tmp_path / "vae.jsonl").read_text().splitlines()]
+    assert rows[-1]["psnr_9"] > rows[0]["psnr_9"] + 2  # dB, on held-out scenes
+
+
+def test_training_the_transformer_lowers_its_loss(recipe: Recipe, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "latents.pt").write_bytes((out / "latents.pt").read_bytes())
+    settings = replace(recipe.transformer_training, steps=200, checkpoint_steps=20)
+    transformer.train(recipe.transformer, recipe.text, recipe.windows, settings, out=tmp_path, device=CPU)
+    rows = [json.loads(line) for line in (tmp_path / "transformer.jsonl").read_text().splitlines()]
+    assert rows[-1]["steady"] < 0.9 * rows[0]["steady"]
+
+
+def test_a_run_that_was_interrupted_ends_bit_equal(recipe: Recipe, out: Path, tmp_path: Path) -> None:
+    for name in ("vae", "transformer"):
+        (tmp_path / "latents.pt").write_bytes((out / "latents.pt").read_bytes())
+        whole = run.load_checkpoint(out / f"{name}.pt", CPU)
+        for stop in (8, 16):  # steps: a first process that ends at a checkpoint, and a second that goes on
+            torch.manual_seed(stop)
+            if name == "vae":
+                vae.train(recipe.vae, replace(recipe.vae_training, steps=16), tmp_path, CPU, stop=stop)
+            else:
+                transformer.train(
+                    recipe.transformer,
+                    recipe.text,
+                    recipe.windows,
+                    recipe.transformer_training,
+                    out=tmp_path,
+                    device=CPU,
+                    stop=stop,
+                )
+        continued = run.load_checkpoint(tmp_path / f"{name}.pt", CPU)
+        assert whole is not None
+        assert continued is not None
+        assert continued["step"] == whole["step"] == 16
+        for key, value in whole["average"].items():
+            assert torch.equal(value, continued["average"][key]), key
+
+
+def test_latents_are_normalised_and_reproducible(recipe: Recipe, out: Path, tmp_path: Path) -> None:
+    data = latents.load(out / "latents.pt", CPU)
+    spread = data.middle.latents.std(dim=(0, 2, 3, 4))
+    assert torch.allclose(spread, torch.ones(8), atol=0.02)
+    autoencoder = vae.load(recipe.vae, out / "vae.pt", CPU)
+    again = latents.load(latents.make(autoencoder, recipe.latents, tmp_path), CPU)
+    assert torch.equal(data.start.latents, again.start.latents)
+
+
+def test_stock_diffusers_loads_and_runs_the_exported_folder(recipe: Recipe, out: Path) -> None:
+    pipeline = SkyReelsV2DiffusionForcingPipeline.from_pretrained(out / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    # The stock pipeline cleans prompts with a package of its own choice (ftfy), so it gets embeddings.
+    prompts = text.embed_captions(
+        pipeline.tokenizer,
+        pipeline.text_encoder,
+        ["a red ball bouncing on black", ""],
+        recipe.text.prompt_tokens,
+    )
+    side = spatial_request(pipeline.vae, 32)
+    video = pipeline(
+        prompt=None,
+        prompt_embeds=prompts[:1],
+        negative_prompt_embeds=prompts[1:],
+        guidance_scale=1.5,
+        height=side,
+        width=side,
+        num_frames=17,
+        base_num_frames=17,
+        num_inference_steps=2,
+        output_type="np",
+    ).frames
+    assert video.shape == (1, 17, 32, 32, 3)
+
+
+def spatial_request(autoencoder: AutoencoderKLWan, pixels: int) -> int:
+    """The size to ask the stock pipeline for: it takes 2 ** len(temperal_downsample) for the spatial factor."""
+    believed = 2 ** len(autoencoder.temperal_downsample)
+    return int(pixels * believed // autoencoder.config.scale_factor_spatial)
+
+
+def test_the_exported_folder_is_a_model_that_can_be_served(out: Path) -> None:
+    model = load_model(str(out / "model"))
+    assert model.name == "tiny"
+    assert model.geometry.default_size == (32, 32)
+    assert model.encode_prompt(["A red ball!"]).shape == (1, 24, 16)
+    frames = model.open_decoder().push(torch.zeros(1, 8, 3, 4, 4))
+    assert frames.shape == (9, 32, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-refine", "gpu", "tiny"])
+def test_every_configuration_can_be_read(name: str) -> None:
+    Recipe.read(CONFIG.with_name(f"{name}.toml"))
+
+
+def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(CONFIG.read_text().replace("kl_weight", "kl_wait"))
+    with pytest.raises(run.ConfigError, match="kl_wait"):
+        Recipe.read(path)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worker.sampler.window import SamplerConfig, WindowState
+from worker.training import scenes, windows
+from worker.training.latents import Clips, Latents
+from worker.training.recipe import Recipe
+
+MIXTURE = Recipe.read(Path(windows.__file__).parent / "configs" / "cpu.toml").windows
+
+
+@pytest.fixture
+def data() -> Latents:
+    def clips(length: int) -> Clips:
+        return Clips(
+            torch.randn(4, 2, length, 2, 2), torch.rand(4, length, 2, 2), scenes.training_attributes()[:4]
+        )
+
+    return Latents(clips(16), clips(10), torch.zeros(2), torch.ones(2))
+
+
+def only(kind: str, **changes: float) -> windows.WindowMixture:
+    values = dict.fromkeys(MIXTURE.kinds(), 0.0) | {kind: 1.0} | changes
+    return windows.WindowMixture(**{**vars(MIXTURE), **values})  # type: ignore[arg-type]
+
+
+def sampler_windows(context: torch.Tensor | None = None) -> set[tuple[float, ...]]:
+    """Noise levels of every window that the sampler shows the network in a video of eight chunks."""
+    config = SamplerConfig(2, 4, 4, 1, 1.0, 1.0)
+    state = WindowState.start(config, 0, (2, 2, 2), total=8, context=context)
+    seen = set()
+    while not state.done:
+        seen.add(tuple(round(s, 4) for s in state.view().sigmas[0].tolist()))
+        state.advance(torch.zeros(1, *state.shape))
+    return seen
+
+
+def test_training_on_the_grid_shows_exactly_the_windows_of_the_sampler(data: Latents) -> None:
+    rng, shown = np.random.default_rng(0), set()
+    for kind in ("steady", "growing", "shrinking"):
+        for _ in range(30):
+            window = windows.draw(data, only(kind, on_grid=1.0), 4, rng)
+            shown |= {tuple(round(s, 4) for s in row) for row in window.sigmas.tolist()}
+    assert shown == sampler_windows()
+
+
+def test_continuing_an_image_or_a_clip_is_trained_too(data: Latents) -> None:
+    rng, shown = np.random.default_rng(0), set()
+    for kind in ("steady", "continued", "shrinking"):
+        for _ in range(80):
+            window = windows.draw(data, only(kind, on_grid=1.0), 8, rng)
+            shown |= {tuple(round(s, 4) for s in row) for row in window.sigmas.tolist()}
+    for known in (1, 2):
+        assert sampler_windows(torch.zeros(1, 2, known, 2, 2)) <= shown
+
+
+def test_batches_of_short_windows_are_larger(data: Latents) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [windows.draw(data, MIXTURE, 8, rng).latents.shape for _ in range(60)]
+    assert {latents for _, _, latents, _, _ in sizes} >= {2, 4, 6, 8, 10}
+    assert all(abs(batch * latents - 80) <= latents for batch, _, latents, _, _ in sizes)
+
+
+def test_growing_windows_begin_where_the_video_begins(data: Latents) -> None:
+    window = windows.draw(data, only("growing"), 4, np.random.default_rng(1))
+    length = window.latents.shape[2]
+    for row in window.latents:
+        assert any(torch.equal(row, clip[:, :length]) for clip in data.start.latents)

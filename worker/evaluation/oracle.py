@@ -1,0 +1,284 @@
+"""Judges a clip of a procedural scene against what its prompt says, from pixels alone.
+
+`parse_prompt` reads the attributes out of a prompt, `judge` measures a clip and compares. Nothing is learned: the
+background is the median color, the shape is what differs from it, its kind comes from rotation-invariant moments, its
+motion from the track of its centroid. The torus that drifting shapes wrap around is taken into account. Lengths are
+fractions of the frame width, so any frame size will do; colors are RGB in 0..1.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worker.training import scenes
+from worker.training.scenes import SceneAttributes
+
+Array = NDArray[np.floating[Any]]
+
+PRESENT_CONTRAST = 0.2
+"""Distance between shape and background color from which a shape counts as seen."""
+PRESENT_AREA = (0.01, 0.2)
+"""Smallest and largest area of a shape, in frame areas; the scenes have 0.025 to 0.14."""
+MOVING = 0.10
+"""Speed of a shape that moves, widths per second; the scenes have 0.28 to 0.42."""
+TURNING = 0.6
+"""Speed of a shape that spins, radians per second; the scenes have 1.6 to 2.4."""
+BENDING = 0.6
+"""Change of heading of a shape that orbits, radians per second; the scenes have 1.0 to 1.9. A bounce is straight."""
+ROUND = 0.25
+"""Largest relative deviation of the distance between an orbiting shape and the center; the scenes have none."""
+PULSING = 0.12
+"""Relative change of area within a second; the scenes have at least 0.25."""
+JUMP = 0.06
+"""Displacement between two frames that no motion explains, widths; the scenes have at most 0.018."""
+MOST = 0.75
+"""Share of a clip that must show a property."""
+LAG = 4
+"""Frames over which velocities are taken."""
+
+_MOTION_PATTERNS = {
+    "bounce": r"\bbounc",
+    "orbit": r"\borbit|\bcircling\b|\bin circles\b",
+    "left": r"\bleft\b",
+    "right": r"\bright\b",
+    "pulse": r"\bpuls|\bgrowing and shrinking\b",
+    "spin": r"\bspin|\brotat",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a clip of a scene shows, against what it should show."""
+
+    background: bool
+    color: bool
+    shape: bool
+    motion: bool
+    present: float  # share of frames that show a shape of a plausible size
+    jumps: float  # share of steps from frame to frame with a displacement that no motion explains
+    color_error: float  # mean distance to the color asked for, RGB 0..1
+    background_error: float
+    seen_color: str | None
+    seen_shape: str | None
+    seen_motion: str | None
+
+    @property
+    def follows(self) -> bool:
+        """Everything the prompt says is there, all the time."""
+        return self.background and self.color and self.shape and self.motion and self.present >= 0.95
+
+
+@dataclass(frozen=True)
+class Track:
+    """Per-frame measurements, each with T rows."""
+
+    background: Array  # (T, 3) median color
+    color: Array  # (T, 3) color of the shape
+    present: NDArray[np.bool_]  # (T,)
+    x: Array  # centroid, widths
+    y: Array
+    area: Array  # frame areas
+    features: Array  # (T, 3) rotation-invariant moments
+    threefold: Array  # orientation of a triangle, radians in a third of a turn
+    fourfold: Array  # orientation of a square or cross, radians in a quarter of a turn
+
+
+def parse_prompt(text: str) -> SceneAttributes | None:
+    """The attributes that a prompt names, or None if one of them is missing or not of these scenes."""
+    plain = " ".join(re.sub(r"[^\w\s]+", " ", text.lower()).split())
+
+    def find(words: dict[str, Any]) -> str | None:
+        hits = [
+            (match.start(), name)
+            for name, synonyms in words.items()
+            for synonym in synonyms
+            if (match := re.search(rf"\b{synonym}\b", plain))
+        ]
+        return min(hits)[1] if hits else None
+
+    background = find(scenes.BACKGROUND_WORDS)
+    color = find({name: (name,) for name in scenes.COLORS})
+    shape = find(scenes.SHAPE_WORDS)
+    motion = next((name for name, pattern in _MOTION_PATTERNS.items() if re.search(pattern, plain)), None)
+    if background is None or color is None or shape is None or motion is None:
+        return None
+    return SceneAttributes(background, color, shape, motion)
+
+
+def _wrapped(distance: Array) -> Array:
+    """The shortest way round the torus, widths."""
+    shortest: Array = np.remainder(distance + 0.5, 1) - 0.5
+    return shortest
+
+
+def measure(frames: NDArray[np.uint8]) -> Track:
+    """Per-frame measurements of a clip, uint8 (T, H, W, 3)."""
+    count, height, width, _ = frames.shape
+    pixels = frames.reshape(count, -1, 3).astype(np.float32) / 255
+    background = np.median(pixels, axis=1)
+    difference = pixels - background[:, None]
+    strength = np.linalg.norm(difference, axis=2)
+    core = max(1, round(height * width * 0.0146))  # 60 of 64 x 64 pixels: less than the smallest shape
+    strongest = np.argpartition(strength, -core, axis=1)[:, -core:]
+    color = np.median(np.take_along_axis(pixels, strongest[..., None], axis=1), axis=1)
+    contrast = color - background
+    size = (contrast**2).sum(1)
+    alpha = np.clip((difference * contrast[:, None]).sum(2) / np.maximum(size, 1e-4)[:, None], 0, 1)
+    alpha[alpha < 0.15] = 0
+    alpha = alpha.reshape(count, height, width)
+    total = np.maximum(alpha.sum((1, 2)), 1e-3)
+    columns = (np.arange(width, dtype=np.float32) + 0.5) / width
+    rows = (np.arange(height, dtype=np.float32) + 0.5) / height
+
+    def centre(profile: Array, places: Array) -> tuple[Array, Array]:
+        """Centroid on the circle and distances to it, from (T, n) weights."""
+        turn = np.exp(2j * np.pi * places)
+        middle = np.remainder(np.angle((profile * turn).sum(1)) / (2 * np.pi), 1)
+        for _ in range(3):
+            middle = np.remainder(middle + (profile * _wrapped(places - middle[:, None])).sum(1) / total, 1)
+        return middle, _wrapped(places - middle[:, None])
+
+    x, dx = centre(alpha.sum(1), columns)
+    y, dy = centre(alpha.sum(2), rows)
+    offset = dx[:, None, :] * width + 1j * dy[:, :, None] * height  # pixels
+    second = (alpha * np.abs(offset) ** 2).sum((1, 2)) / total**2
+    third = (alpha * offset**3).sum((1, 2)) / total**2.5
+    fourth = (alpha * offset**4).sum((1, 2)) / total**3
+    area = total / (height * width)
+    return Track(
+        background=background,
+        color=color,
+        present=(np.sqrt(size) > PRESENT_CONTRAST) & (area > PRESENT_AREA[0]) & (area < PRESENT_AREA[1]),
+        x=x,
+        y=y,
+        area=area,
+        features=np.stack([4 * second, 30 * np.abs(third), 30 * np.abs(fourth)], 1),
+        threefold=np.angle(third) / 3,
+        fourfold=np.angle(fourth) / 4,
+    )
+
+
+def to_uint8(pixels: torch.Tensor) -> NDArray[np.uint8]:
+    """(B, 3, T, H, W) in -1..1 to uint8 (B * T, H, W, 3)."""
+    whole = pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    frames: NDArray[np.uint8] = whole.permute(0, 2, 3, 4, 1).flatten(0, 1).numpy()
+    return frames
+
+
+@lru_cache(maxsize=1)
+def _shape_statistics() -> tuple[Array, Array]:
+    """Mean (4, 3) and inverse covariance (4, 3, 3) of the features of each shape, over rendered scenes."""
+    rng = np.random.default_rng(7)
+    means, inverses = [], []
+    for shape in scenes.SHAPES:
+        pool = [a for a in scenes.all_attributes() if a.shape == shape]
+        batch = scenes.sample_scenes(scenes.sample_attributes(64, rng, pool), rng)
+        features = measure(to_uint8(scenes.render(batch, torch.tensor([3, 40]), 64)[0])).features
+        means.append(features.mean(0))
+        inverses.append(np.linalg.inv(np.cov(features.T) + 2e-3 * np.eye(3)))
+    return np.stack(means), np.stack(inverses)
+
+
+def classify_shapes(features: Array) -> NDArray[np.intp]:
+    """Index into SHAPES for each row of (T, 3) features."""
+    means, inverses = _shape_statistics()
+    away = features[:, None] - means[None]
+    nearest: NDArray[np.intp] = np.einsum("tsi,sij,tsj->ts", away, inverses, away).argmin(1)
+    return nearest
+
+
+def _nearest(colors: Array, palette: dict[str, tuple[float, float, float]]) -> NDArray[np.intp]:
+    known = np.array(list(palette.values()), dtype=np.float32)
+    nearest: NDArray[np.intp] = np.linalg.norm(colors[:, None] - known, axis=2).argmin(1)
+    return nearest
+
+
+def _majority(votes: NDArray[np.intp], names: tuple[str, ...], share: float) -> str | None:
+    """The name that at least this share of the votes is for."""
+    if not len(votes):
+        return None
+    counts = np.bincount(votes, minlength=len(names))
+    return names[int(counts.argmax())] if counts.max() >= share * len(votes) else None
+
+
+def _turning_speed(angles: Array, symmetry: int, fps: float) -> Array:
+    """Radians per second of an orientation that is known up to a turn / `symmetry`, over LAG frames."""
+    turns = np.unwrap(angles, period=2 * np.pi / symmetry)
+    return (turns[LAG:] - turns[:-LAG]) / LAG * fps
+
+
+def _motion_in_place(track: Track, shape: str | None, fps: float) -> str | None:
+    second = max(2, round(fps))
+    sections = [track.area[i : i + second] for i in range(0, len(track.area) - second // 2, second)]
+    pulses = [np.ptp(part) / part.mean() > PULSING for part in sections]
+    if np.mean(pulses) >= MOST:
+        return "pulse"
+    if shape in (None, "circle"):
+        return None
+    speed = (
+        _turning_speed(track.threefold, 3, fps)
+        if shape == "triangle"
+        else _turning_speed(track.fourfold, 4, fps)
+    )
+    same_way = np.sign(speed) == np.sign(np.median(speed))
+    return "spin" if np.mean(same_way & (np.abs(speed) > TURNING)) >= MOST else None
+
+
+def classify_motion(track: Track, shape: str | None, fps: float) -> str | None:
+    """One of MOTIONS, or None if the track fits none. Clips of two seconds or more."""
+    if len(track.x) <= 2 * LAG:
+        return None
+    vx = _wrapped(track.x[LAG:] - track.x[:-LAG]) / LAG * fps
+    vy = _wrapped(track.y[LAG:] - track.y[:-LAG]) / LAG * fps
+    moving = np.hypot(vx, vy) > MOVING
+    if np.mean(~moving) >= MOST:
+        return _motion_in_place(track, shape, fps)
+    if np.mean(moving) < MOST:
+        return None
+    if np.median(np.abs(vy)) < 0.06 and np.mean(np.sign(vx) == np.sign(np.median(vx))) > 0.9:
+        return "left" if np.median(vx) < 0 else "right"
+    away_x, away_y = track.x - 0.5, track.y - 0.5
+    distance = np.hypot(away_x, away_y)
+    around = (away_x[LAG:] * vy - away_y[LAG:] * vx) > 0
+    one_way = max(around.mean(), 1 - around.mean())
+    bend = np.median(np.abs(_turning_speed(np.arctan2(vy, vx), 1, fps)))
+    if one_way > 0.95 and bend > BENDING and distance.std() < ROUND * distance.mean():
+        return "orbit"
+    if min(np.median(np.abs(vx)), np.median(np.abs(vy))) > 0.05:
+        return "bounce"
+    return None
+
+
+def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = scenes.FPS) -> Verdict:
+    """Compares a clip, uint8 (T, H, W, 3) of some two to ten seconds, with the attributes of its prompt."""
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise ValueError(f"frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
+    track = measure(frames)
+    seen = track.present
+    color = _majority(_nearest(track.color[seen], scenes.COLORS), tuple(scenes.COLORS), 0.9)
+    shape = _majority(classify_shapes(track.features[seen]), scenes.SHAPES, 0.6)
+    background = _majority(_nearest(track.background, scenes.BACKGROUNDS), tuple(scenes.BACKGROUNDS), 0.9)
+    motion = classify_motion(track, shape, fps) if seen.mean() >= MOST else None
+    steps = np.hypot(_wrapped(np.diff(track.x)), _wrapped(np.diff(track.y)))[seen[1:] & seen[:-1]]
+    wanted = np.array(scenes.COLORS[attributes.color])
+    paper = np.array(scenes.BACKGROUNDS[attributes.background])
+    return Verdict(
+        background=background == attributes.background,
+        color=color == attributes.color,
+        shape=shape == attributes.shape,
+        motion=motion == attributes.motion,
+        present=float(seen.mean()),
+        jumps=float((steps > JUMP).mean()) if len(steps) else 0.0,
+        color_error=float(np.linalg.norm(track.color[seen] - wanted, axis=1).mean()) if seen.any() else 1.0,
+        background_error=float(np.linalg.norm(track.background - paper, axis=1).mean()),
+        seen_color=color,
+        seen_shape=shape,
+        seen_motion=motion,
+    )

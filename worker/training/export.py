@@ -1,0 +1,82 @@
+"""Writes trained weights as a pipeline folder that `SkyReelsV2DiffusionForcingPipeline.from_pretrained` loads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from worker.training import scenes, stock, text, transformer, vae, windows
+
+EXAMPLE_PROMPTS = (
+    "a red circle bouncing off the walls on a black background",
+    "a yellow square drifting to the left on a navy background",
+    "a cyan cross bouncing around on a gray background",
+    "a white triangle drifting to the right on a maroon background",
+    "a green circle pulsing in place on a black background",
+    "a purple square bouncing on a teal background",
+)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is written beside the weights."""
+
+    name: str
+    dtype: str  # of all weights
+    guidance_scale: float
+
+
+def write(
+    vae_model: vae.VaeModel,
+    text_model: text.TextModel,
+    transformer_model: transformer.TransformerModel,
+    mixture: windows.WindowMixture,
+    *,
+    size: int,
+    config: Export,
+    checkpoints: Path,
+    folder: Path,
+) -> Path:
+    """Writes the averaged weights of `checkpoints` to `folder` and returns it. `size` is the frame size in pixels."""
+    device = torch.device("cpu")
+    autoencoder = vae.load(vae_model, checkpoints / "vae.pt", device)
+    network, encoder, mean, std = transformer.load(
+        transformer_model, text_model, checkpoints / "transformer.pt", device
+    )
+    autoencoder.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    pipeline = stock.pipeline(
+        tokenizer=text.tokenizer(text_model),
+        text_encoder=encoder.to(dtype),
+        transformer=network.to(dtype),
+        vae=autoencoder.to(dtype),
+        scheduler=stock.scheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=1.0
+        ),
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # as every other file of the package
+    serving = {
+        "name": config.name,
+        "fps": scenes.FPS,
+        "sizes": [f"{size}x{size}"],
+        "default_size": f"{size}x{size}",
+        "window_latents": mixture.chunk_latents * (mixture.chunks_in_flight + mixture.context_chunks),
+        "prompt_tokens": text_model.prompt_tokens,
+        "sampler": {
+            "chunk_latents": mixture.chunk_latents,
+            "chunks_in_flight": mixture.chunks_in_flight,
+            "forwards_per_shift": mixture.forwards_per_shift,
+            "context_chunks": mixture.context_chunks,
+            "time_shift": 1.0,
+            "guidance_scale": config.guidance_scale,
+            "sink": False,
+        },
+        "example_prompts": list(EXAMPLE_PROMPTS),
+    }
+    (folder / "longtake.json").write_text(json.dumps(serving, indent=2) + "\n")
+    return folder

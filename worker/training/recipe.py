@@ -1,0 +1,62 @@
+"""One configuration file: the shape of the model and how each part is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from worker.training import run
+from worker.training.export import Export
+from worker.training.latents import LatentSet
+from worker.training.text import TextModel
+from worker.training.transformer import TransformerModel, TransformerTraining
+from worker.training.vae import VaeModel, VaeTraining
+from worker.training.windows import WindowMixture
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the recipe runs."""
+
+    device: str = "auto"
+    threads: int = 0  # per process, of a CPU; 0 leaves the choice to torch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The tables of a configuration file."""
+
+    machine: Machine
+    vae: VaeModel
+    vae_training: VaeTraining
+    latents: LatentSet
+    text: TextModel
+    transformer: TransformerModel
+    windows: WindowMixture
+    transformer_training: TransformerTraining
+    export: Export
+
+    @staticmethod
+    def read(path: Path) -> Recipe:
+        """Reads and checks a configuration file."""
+        tables = run.read_toml(path)
+        kinds = {
+            "machine": Machine,
+            "vae": VaeModel,
+            "vae_training": VaeTraining,
+            "latents": LatentSet,
+            "text": TextModel,
+            "transformer": TransformerModel,
+            "windows": WindowMixture,
+            "transformer_training": TransformerTraining,
+            "export": Export,
+        }
+        if set(tables) != set(kinds):
+            raise run.ConfigError(f"{path}: expected the tables {', '.join(kinds)}")
+        return Recipe(**{name: run.section(kind, tables[name], name) for name, kind in kinds.items()})
+
+    def device(self) -> torch.device:
+        """The device to train on."""
+        return run.pick_device(self.machine.device)

@@ -1,0 +1,326 @@
+"""The video autoencoder of the built-in model: an `AutoencoderKLWan` trained as a stream.
+
+A causal video VAE is used latent after latent for a minute, so it is trained that way: each step continues the same
+videos where the last one stopped, with the feature caches of encoder and decoder carried over and cut off from the
+gradient (truncated back-propagation through time). Training on short clips alone is good on short clips and loses half
+of its PSNR after a second or two.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worker.training import muon, run, scenes, stock
+
+LATENT_FRAMES = 4
+"""Frames per latent; the first latent of a video holds one frame."""
+
+FeatureCache = list[Any]
+"""One slot per causal convolution: a tensor, None before the first call, or the string "Rep" after the first latent."""
+
+
+@dataclass(frozen=True)
+class VaeModel:
+    """Shape of the autoencoder (arguments of `AutoencoderKLWan`)."""
+
+    base_dim: int
+    z_dim: int
+    dim_mult: tuple[int, ...]
+    num_res_blocks: int
+    temporal_downsample: tuple[bool, ...]
+    patch_size: int
+    is_residual: bool = False
+
+
+@dataclass(frozen=True)
+class VaeTraining:
+    """How the autoencoder is trained."""
+
+    size: int  # pixels
+    seed: int
+    steps: int
+    minutes: float  # wall-clock budget, 0 for none
+    learning_rate: float
+    batch: int  # videos per step at full size; crops get more, for an equal number of pixels
+    crop: int  # pixels
+    full_from: float  # fraction of the run from which only whole frames are used
+    piece_latents: tuple[int, ...]  # latents per step, drawn at random
+    restart: float  # probability per step that the videos are replaced by new ones
+    shape_weight: float  # extra loss weight of pixels at the shape
+    kl_weight: float
+    average: float  # decay of the weight average
+    checkpoint_steps: int
+    bf16: bool
+
+
+def build(model: VaeModel) -> stock.Autoencoder:
+    """A randomly initialised autoencoder. The library's default initialisation hardly learns: N(0, 1 / fan_in) does."""
+    pixels = 3 * model.patch_size**2
+    spatial = model.patch_size * 2 ** (len(model.dim_mult) - 1)
+    vae = stock.autoencoder(
+        base_dim=model.base_dim,
+        z_dim=model.z_dim,
+        dim_mult=list(model.dim_mult),
+        num_res_blocks=model.num_res_blocks,
+        temperal_downsample=list(model.temporal_downsample),
+        is_residual=model.is_residual,
+        in_channels=pixels,
+        out_channels=pixels,
+        patch_size=model.patch_size if model.patch_size > 1 else None,
+        scale_factor_temporal=LATENT_FRAMES,
+        scale_factor_spatial=spatial,
+        latents_mean=[0.0] * model.z_dim,
+        latents_std=[1.0] * model.z_dim,
+    )
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.normal_(module.weight, 0, module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return vae
+
+
+class VideoStream:
+    """Encoder and decoder of one batch of videos, piece after piece, with gradients inside a piece."""
+
+    def __init__(self, vae: stock.Autoencoder) -> None:
+        self.vae = vae
+        self.encoder_cache: FeatureCache = [None] * vae._cached_conv_counts["encoder"]
+        self.decoder_cache: FeatureCache = [None] * vae._cached_conv_counts["decoder"]
+        self.encoded = 0  # latents
+        self.decoded = 0
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each (B, z, n, h, w), of the next frames (B, 3, T, H, W) in -1..1.
+
+        T is 4n, or 4(n-1)+1 for the first piece of a video.
+        """
+        vae = self.vae
+        patches: Tensor = stock.patchify(pixels, vae.config.patch_size or 1)
+        parts = [patches] if self.encoded else [patches[:, :, :1], patches[:, :, 1:]]
+        hidden = torch.cat(
+            [vae.encoder(p, feat_cache=self.encoder_cache, feat_idx=[0]) for p in parts if p.shape[2]], 2
+        )
+        self.encoded += hidden.shape[2]
+        mean, log_variance = vae.quant_conv(hidden).float().chunk(2, 1)
+        return mean, log_variance.clamp(-30, 20)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, T, H, W), not clamped, of the next latents (B, z, n, h, w)."""
+        vae = self.vae
+        hidden = vae.post_quant_conv(latents)
+        parts = [(hidden, False)] if self.decoded else [(hidden[:, :, :1], True), (hidden[:, :, 1:], False)]
+        frames = [
+            vae.decoder(p, feat_cache=self.decoder_cache, feat_idx=[0], first_chunk=first)
+            for p, first in parts
+            if p.shape[2]
+        ]
+        self.decoded += latents.shape[2]
+        pixels: Tensor = stock.unpatchify(torch.cat(frames, 2), vae.config.patch_size or 1)
+        return pixels.float()
+
+    def detach(self) -> None:
+        """Cuts the caches off from the gradient."""
+        for cache in (self.encoder_cache, self.decoder_cache):
+            cache[:] = [slot.detach() if isinstance(slot, Tensor) else slot for slot in cache]
+
+
+def _standardise(vae: stock.Autoencoder, pixels: Tensor, z_dim: int) -> None:
+    """Rescales `quant_conv` so that every mean channel has unit deviation on data and the variance starts small."""
+    with torch.no_grad():
+        mean, _ = VideoStream(vae).encode(pixels)
+        scale = mean.std(dim=(0, 2, 3, 4))
+        vae.quant_conv.weight[:z_dim] /= scale[:, None, None, None, None]
+        vae.quant_conv.bias[:z_dim] = -mean.mean(dim=(0, 2, 3, 4)) / scale
+        vae.quant_conv.weight[z_dim:] *= 0.1
+        vae.quant_conv.bias[z_dim:] = -4.0
+
+
+class _Lane:
+    """Videos in training, all at the same frame."""
+
+    def __init__(
+        self, vae: stock.Autoencoder, config: VaeTraining, side: int, rng: np.random.Generator
+    ) -> None:
+        device = next(vae.parameters()).device
+        batch = config.batch * max(1, (config.size // side) ** 2 // 2)
+        self.scenes = scenes.sample_scenes(scenes.sample_attributes(batch, rng), rng, device)
+        self.stream = VideoStream(vae)
+        self.frame = int(rng.integers(0, 100_000))
+        self.size = config.size
+        self.crop: tuple[Tensor, Tensor, int] | None = None
+        if side < config.size:
+            # Around a place that the shape reaches soon, give or take half a shape.
+            where = scenes.track(
+                self.scenes, torch.tensor([self.frame + int(rng.integers(0, 40))], device=device)
+            )
+            jitter = torch.from_numpy(rng.uniform(-0.2, 0.2, (2, batch))).float().to(device)
+            left, top = (
+                ((centre[:, 0] + shift) * config.size - side / 2).clamp(0, config.size - side)
+                for centre, shift in zip((where.x, where.y), jitter, strict=True)
+            )
+            self.crop = (left, top, side)
+
+    def next(self, latents: int) -> tuple[Tensor, Tensor]:
+        """The next frames of the videos and their coverage."""
+        count = LATENT_FRAMES * latents
+        if not self.stream.encoded:
+            count += 1 - LATENT_FRAMES
+        frames = torch.arange(self.frame, self.frame + count, device=self.scenes.radius.device)
+        self.frame += count
+        return scenes.render(self.scenes, frames, self.size, self.crop)
+
+
+def reconstruction_loss(output: Tensor, pixels: Tensor, alpha: Tensor, shape_weight: float) -> Tensor:
+    """Weighted L1 plus twice the squared error; pixels within 2 of the shape weigh 1 + `shape_weight`."""
+    near = torch.nn.functional.max_pool2d(alpha, 5, 1, 2)[:, None]
+    weight = 1 + shape_weight * near
+    error = output - pixels
+    total: Tensor = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
+    return total
+
+
+@torch.no_grad()
+def psnr(vae: stock.Autoencoder, size: int, frames: int, count: int = 4, seed: int = 123) -> np.ndarray:
+    """Reconstruction PSNR in dB per frame, (frames,), over `count` streamed videos of held-out scenes."""
+    device = next(vae.parameters()).device
+    rng = np.random.default_rng(seed)
+    batch = scenes.sample_scenes(
+        scenes.sample_attributes(count, rng, scenes.held_out_attributes()), rng, device
+    )
+    stream, errors, start = VideoStream(vae), [], 0
+    while start < frames:
+        length = 1 if start == 0 else min(32, frames - start)
+        pixels, _ = scenes.render(batch, torch.arange(start, start + length, device=device) + 500, size)
+        mean, _ = stream.encode(pixels)
+        errors.append(((stream.decode(mean).clamp(-1, 1) - pixels) / 2).square().mean(dim=(1, 3, 4)))
+        start += length
+    values: np.ndarray = (-10 * torch.log10(torch.cat(errors, 1))).mean(0).cpu().numpy()
+    return values
+
+
+def _split(vae: stock.Autoencoder) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Inner kernels, for Muon; and first and last layers, gains and biases."""
+    outer = {
+        id(m.weight) for m in (vae.encoder.conv_in, vae.quant_conv, vae.post_quant_conv, vae.decoder.conv_out)
+    }
+    inner = [
+        p
+        for p in vae.parameters()
+        if p.ndim >= 4 and p.shape[0] > 1 and p[0].numel() > 1 and id(p) not in outer
+    ]
+    chosen = {id(p) for p in inner}
+    return inner, [p for p in vae.parameters() if id(p) not in chosen]
+
+
+def train(
+    model: VaeModel, config: VaeTraining, out: Path, device: torch.device, stop: int | None = None
+) -> Path:
+    """Trains, or continues, the autoencoder; returns the checkpoint (`model`, `average`, ...).
+
+    `stop` ends this process at that step, short of the schedule. With `minutes` 0 a run that was stopped at a
+    checkpoint and continued equals one that was not, bit for bit.
+    """
+    checkpoint, log = out / "vae.pt", out / "vae.jsonl"
+    ranks = run.Ranks(device)
+    torch.manual_seed(config.seed)
+    vae = build(model).to(device)
+    optimizers = muon.optimizers(*_split(vae), config.learning_rate, weight_decay=0.0)
+    schedule = run.Schedule(config.steps, config.minutes, warmup_steps=50, hold=0.3)
+    average, step = copy.deepcopy(vae).requires_grad_(False), 0
+    saved = run.load_checkpoint(checkpoint, device)
+    if saved:
+        vae.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        step, schedule.earlier_seconds = saved["step"], saved["seconds"]
+    else:
+        rng = np.random.default_rng((config.seed, config.steps))
+        batch = scenes.sample_scenes(scenes.sample_attributes(16, rng), rng, device)
+        _standardise(vae, scenes.render(batch, torch.arange(9, device=device), config.size)[0], model.z_dim)
+        average.load_state_dict(vae.state_dict())
+    print(f"vae: {sum(p.numel() for p in vae.parameters()):,} parameters on {device}", flush=True)
+
+    lanes: dict[int, _Lane] = {}
+    while (done := ranks.agree(schedule.fraction(step))) < 1 and step != stop:
+        rng, noise = ranks.rng(config.seed, step), ranks.noise(config.seed, step)
+        if step % config.checkpoint_steps == 0:
+            lanes.clear()  # what a resumed run begins with
+        side = config.size if done >= config.full_from or rng.random() < 0.25 else config.crop
+        if side not in lanes or rng.random() < config.restart:
+            lanes[side] = _Lane(vae, config, side, rng)
+        lane = lanes[side]
+        pixels, alpha = lane.next(int(rng.choice(config.piece_latents)))
+        with run.autocast(device, config.bf16):
+            mean, log_variance = lane.stream.encode(pixels)
+            latents = mean + (0.5 * log_variance).exp() * torch.randn(
+                mean.shape, generator=noise, device=device
+            )
+            output = lane.stream.decode(latents)
+        reconstruction = reconstruction_loss(output, pixels, alpha, config.shape_weight)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        factor = ranks.agree(schedule.factor(step))
+        vae.zero_grad()
+        torch.autograd.backward(reconstruction + config.kl_weight * divergence)
+        ranks.average_gradients(list(vae.parameters()))
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * factor
+            optimizer.step()
+        lane.stream.detach()
+        run.update_average(average, vae, config.average, step)
+        step += 1
+        if ranks.first and (step % config.checkpoint_steps == 0 or schedule.fraction(step) >= 1):
+            run.save_checkpoint(
+                checkpoint,
+                {
+                    "model": vae.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizers": [o.state_dict() for o in optimizers],
+                    "step": step,
+                    "seconds": schedule.seconds,
+                },
+            )
+            quality = psnr(average, config.size, 49)
+            run.report(
+                log,
+                minutes=schedule.seconds / 60,
+                step=step,
+                loss=reconstruction.item(),
+                divergence=divergence.item(),
+                rate=config.learning_rate * factor,
+                psnr_9=float(quality[:9].mean()),
+                psnr_49=float(quality.mean()),
+                psnr_last=float(quality[-8:].mean()),
+            )
+    return checkpoint
+
+
+def load(model: VaeModel, checkpoint: Path, device: torch.device) -> stock.Autoencoder:
+    """The averaged weights of a training checkpoint, ready to use."""
+    saved = run.load_checkpoint(checkpoint, device)
+    if saved is None:
+        raise FileNotFoundError(checkpoint)
+    vae = build(model).to(device).eval().requires_grad_(False)
+    vae.load_state_dict(saved["average"])
+    return vae
+
+
+def quality(folder: Path, size: int, device: torch.device) -> dict[str, Any]:
+    """Reconstruction PSNR in dB of an exported autoencoder on held-out scenes: short clips, and every 10 s of 60 s."""
+    vae = stock.autoencoder.from_pretrained(folder).to(device).eval()
+    minute = psnr(vae, size, 60 * scenes.FPS + 1, count=2)
+    return {
+        "psnr_9_frames": round(float(psnr(vae, size, 9, count=16).mean()), 2),
+        "psnr_97_frames": round(float(psnr(vae, size, 97, count=16).mean()), 2),
+        "psnr_by_10_seconds": [round(float(part.mean()), 2) for part in np.array_split(minute, 6)],
+    }

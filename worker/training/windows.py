@@ -1,0 +1,121 @@
+"""Training windows: the states that a progressive sampler meets, drawn from encoded videos.
+
+K chunks of C latents are in flight; slot j (0 in front) is at noise level (j + u) / K with one u for the whole window,
+which covers every number of forwards per shift. Source: Xie et al., arXiv 2410.08151v2, sections 3.2 and 4, whose
+random shift of the ladder is here uniform over a whole step of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.training.latents import Clips, Latents
+from worker.training.scenes import SceneAttributes
+
+EMPHASIS = 2.5
+
+
+@dataclass(frozen=True)
+class WindowMixture:
+    """The window of the sampler, and the probability of each kind of training window."""
+
+    chunk_latents: int
+    chunks_in_flight: int
+    context_chunks: int
+    forwards_per_shift: int
+    on_grid: float  # share of windows whose u is one that `forwards_per_shift` visits
+    steady: float  # full window behind clean context
+    steady_start: float  # share of those whose context is the very start of a video
+    growing: float  # the first windows of a video: no context, noisiest slots only
+    continued: float  # the first windows behind a given image or clip
+    shrinking: float  # the last windows: context and the cleanest slots
+    context: float  # clean context and one common level (replacement without noise)
+    single: float  # one common level, no context
+    single_latents: float  # chunks of one latent (the ablation without chunks)
+    emphasis: tuple[str, ...] = ()  # motions that are drawn EMPHASIS times as often as the others
+
+    def kinds(self) -> dict[str, float]:
+        """Probability by kind."""
+        names = ("steady", "growing", "continued", "shrinking", "context", "single", "single_latents")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A batch of B windows of n latents."""
+
+    kind: str
+    latents: Tensor  # (B, z, n, h, w), clean and normalised
+    sigmas: Tensor  # (B, n): 0 marks clean context, which carries no loss
+    near: Tensor  # (B, n, h, w) in 0..1
+    attributes: list[SceneAttributes]
+
+
+def _cut(
+    clips: Clips,
+    batch: int,
+    length: int,
+    rng: np.random.Generator,
+    *,
+    at_start: bool,
+    emphasis: tuple[str, ...],
+) -> tuple[Tensor, Tensor, list[SceneAttributes]]:
+    weights = np.array([EMPHASIS if a.motion in emphasis else 1.0 for a in clips.attributes])
+    rows = rng.choice(len(weights), batch, p=weights / weights.sum())
+    last = clips.latents.shape[2] - length
+    begins = np.zeros(batch, dtype=int) if at_start else rng.integers(0, last + 1, batch)
+    pairs = list(zip(rows.tolist(), begins.tolist(), strict=True))
+    return (
+        torch.stack([clips.latents[r, :, b : b + length] for r, b in pairs]),
+        torch.stack([clips.near[r, b : b + length] for r, b in pairs]),
+        [clips.attributes[r] for r in rows],
+    )
+
+
+def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Generator) -> Window:
+    """A random batch; short windows come in larger batches, so that every batch has about as many latents.
+
+    `batch` is the number of windows of full length.
+    """
+    chunk, slots, context = mixture.chunk_latents, mixture.chunks_in_flight, mixture.context_chunks
+    names, weights = zip(*mixture.kinds().items(), strict=True)
+    kind = str(rng.choice(names, p=np.array(weights) / sum(weights)))
+    full = chunk * (slots + context)
+    first, clean, at_start = 0, chunk * context, False
+    if kind == "steady":
+        at_start = rng.random() < mixture.steady_start
+        active = slots
+    elif kind == "growing":
+        active = int(rng.integers(1, slots + 1))
+        first, clean, at_start = slots - active, 0, True
+    elif kind == "continued":
+        active = int(rng.integers(1, slots + 1))
+        first, at_start = slots - active, rng.random() < 0.5
+        clean = 1 if at_start else clean
+    elif kind == "shrinking":
+        active = int(rng.integers(1, slots))
+    else:
+        active = slots
+        if kind == "single":
+            active, clean, at_start = slots + context, 0, rng.random() < 0.6
+        elif kind == "single_latents":
+            chunk, active, clean = 1, slots * chunk, 1
+    length = clean + active * chunk
+    batch = max(1, round(batch * full / length))
+    u = rng.uniform(0, 1, (batch, 1))
+    grid = rng.integers(1, mixture.forwards_per_shift + 1, (batch, 1)) / mixture.forwards_per_shift
+    u = np.where(rng.random((batch, 1)) < mixture.on_grid, grid, u)
+    if kind in ("context", "single"):
+        levels = np.repeat(np.maximum(u, 1e-3), active, 1)
+    else:
+        levels = np.maximum((np.arange(first, first + active)[None] + u) / (first + active), 1e-3)
+        if kind == "shrinking":
+            levels = levels * (active / slots)
+    sigmas = np.concatenate([np.zeros((batch, clean)), np.repeat(levels, chunk, 1)], 1)
+    clips = data.start if at_start else data.middle
+    latents, near, attributes = _cut(clips, batch, length, rng, at_start=at_start, emphasis=mixture.emphasis)
+    return Window(kind, latents, torch.from_numpy(sigmas).float().to(latents.device), near, attributes)
