@@ -1,0 +1,108 @@
+"""What a video is continued from: windows, latents, the decoder's memory, manifests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.jobs.job import ChunkRecord, Status, Video, VideoState
+from worker.checkpoint import (
+    CheckpointError,
+    Manifest,
+    pack_checkpoint,
+    pack_latents,
+    replay,
+    unpack_checkpoint,
+    unpack_latents,
+)
+from worker.engine import Conditioning
+from worker.media.encode import EncoderSettings
+from worker.sampler.progressive import step
+from worker.sampler.window import PromptTimeline, WindowState
+
+
+@pytest.fixture
+def window(stand_in: Any) -> WindowState:
+    """A window in mid-video."""
+    model = stand_in.StandIn()
+    state = WindowState.start(model.sampler, 3, (3, 2, 2), total=9)
+    conditioning = Conditioning.encode(model, PromptTimeline(((0, "a circle"),)), "")
+    for _ in range(9):
+        step(model, [state], [conditioning.at(state.newest_chunk)], [conditioning.negative])
+    return state
+
+
+def test_a_checkpoint_gives_back_the_window_and_the_encoder_to_the_bit(window: WindowState) -> None:
+    encoder = EncoderSettings("av1", 33, 1)
+    data = pack_checkpoint(4, window.to_tensors(), encoder)
+    found = unpack_checkpoint(data, "cpu")
+    assert (found.chunk, found.encoder) == (4, encoder)
+    tensors, facts = window.to_tensors()
+    again, same = found.window.to_tensors()
+    assert facts == same
+    assert tensors.keys() == again.keys()
+    assert all(torch.equal(tensors[name], again[name]) for name in tensors)
+
+
+def test_the_same_state_is_the_same_bytes(window: WindowState) -> None:
+    packed = {pack_checkpoint(4, window.to_tensors(), EncoderSettings()) for _ in range(5)}
+    assert len(packed) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "schema"])
+def test_a_damaged_checkpoint_is_an_error_of_its_own(window: WindowState, damage: str) -> None:
+    data = pack_checkpoint(4, window.to_tensors(), EncoderSettings())
+    bad = {
+        "cut": data[:-5],
+        "empty": b"",
+        "garbage": b"\x10" * 64,
+        "schema": data.replace(b'\\"schema\\": 1, \\"chunk\\"', b'\\"schema\\": 2, \\"chunk\\"'),
+    }[damage]
+    assert bad != data
+    with pytest.raises(CheckpointError):
+        unpack_checkpoint(bad, "cpu")
+    with pytest.raises(CheckpointError):
+        unpack_latents(bad[:20])
+
+
+def test_latents_come_back_to_the_bit() -> None:
+    latents = torch.randn(1, 3, 2, 4, 4)
+    assert torch.equal(unpack_latents(pack_latents(latents)), latents)
+
+
+@pytest.mark.parametrize("chunk", [-1, 0, 1, 2, 5])
+def test_a_replayed_decoder_stands_where_the_old_one_did_and_reads_no_more_than_it_must(
+    stand_in: Any, chunk: int
+) -> None:
+    model = stand_in.StandIn()
+    chunks = [torch.randn(1, 3, 2, 2, 2) for _ in range(8)]
+    whole = model.open_decoder()
+    for number in range(chunk + 1):
+        whole.push(chunks[number])
+    read: list[int] = []
+
+    def load(number: int) -> torch.Tensor:
+        read.append(number)
+        return chunks[number]
+
+    fresh = model.open_decoder()
+    replay(fresh, chunk, 2, load)
+    assert read == list(range(max(0, chunk - 1), chunk + 1))
+    assert np.array_equal(whole.push(chunks[chunk + 1]), fresh.push(chunks[chunk + 1]))
+
+
+def test_a_manifest_comes_back_as_it_was_and_refuses_another_schema(make_spec: Any) -> None:
+    record = ChunkRecord(index=0, first_frame=0, frames=5, bytes=10, sha256="0" * 64, created_at=1.5)
+    video = Video(spec=make_spec(), state=VideoState(status=Status.IN_PROGRESS, chunks_ready=1, checkpoint=0))
+    manifest = Manifest.of(video, [record])
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    older = json.loads(manifest.to_json()) | {"schema_version": 0}
+    with pytest.raises(CheckpointError, match="schema 0"):
+        Manifest.from_json(json.dumps(older).encode())
+    for bad in (b"", b"[]", b"{}", manifest.to_json()[:-9]):
+        with pytest.raises(CheckpointError):
+            Manifest.from_json(bad)

@@ -1,0 +1,223 @@
+"""The engine: shared forwards, turns, backpressure, and what an error costs. Windows are real, networks small."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from worker.engine import Conditioning, Emission, Engine, InvalidOutput, Stopped, Track
+from worker.models.registry import load_model
+from worker.sampler.progressive import sample
+from worker.sampler.window import PromptTimeline, WindowState
+
+
+@pytest.fixture
+def engines() -> Iterator[Callable[..., Engine]]:
+    started: list[Engine] = []
+
+    def start(model: Any, batch: int = 1) -> Engine:
+        started.append(Engine(model, batch=batch))
+        return started[-1]
+
+    yield start
+    assert all(engine.close() for engine in started)
+
+
+def join(
+    engine: Engine,
+    *,
+    seed: int = 1,
+    chunks: int = 6,
+    prompt: str = "a circle",
+    size: tuple[int, int] | None = None,
+    capacity: int = 2,
+) -> Track:
+    model = engine.model
+    shape = model.geometry.latent_shape(*(size or model.geometry.default_size))
+    state = WindowState.start(model.sampler, seed, shape, total=chunks)
+    timeline = PromptTimeline(((0, prompt),))
+    return engine.add(state, engine.call(lambda m: Conditioning.encode(m, timeline, "")), capacity=capacity)
+
+
+def drain(track: Track) -> list[Emission]:
+    found = []
+    while (emission := track.take()) is not None:
+        found.append(emission)
+    return found
+
+
+def drain_together(*tracks: Track) -> list[list[Emission]]:
+    found: list[list[Emission]] = [[] for _ in tracks]
+
+    def work(place: int) -> None:
+        found[place] = drain(tracks[place])
+
+    threads = [threading.Thread(target=work, args=(place,), daemon=True) for place in range(len(tracks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    return found
+
+
+def joined(emissions: list[Emission]) -> Tensor:
+    assert [emission.chunk for emission in emissions] == list(range(len(emissions)))
+    return torch.cat([emission.latents for emission in emissions], dim=2)
+
+
+def test_two_videos_made_together_equal_each_made_alone(tiny_folder: Path, engines: Any) -> None:
+    network: Any = load_model(str(tiny_folder))  # real attention, whatever the weights
+    forwards: list[int] = []
+    velocity = network.velocity
+
+    def counted(latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
+        forwards.append(len(latents) // 2)
+        return velocity(latents, sigmas, prompt)
+
+    network.velocity = counted
+    wanted = (("a circle", 1), ("a square", 2))
+    alone = [sample(network, prompt, chunks=12, seed=seed) for prompt, seed in wanted]
+    forwards.clear()
+    engine = engines(network, batch=2)
+    tracks = [join(engine, seed=seed, chunks=12, prompt=prompt) for prompt, seed in wanted]
+    together = [joined(emissions) for emissions in drain_together(*tracks)]
+    for one, other in zip(together, alone, strict=True):
+        assert (one - other).abs().max() < 1e-5
+    assert forwards.count(2) >= 5, "they shared forwards"
+    assert not torch.allclose(alone[0], alone[1])
+
+
+def test_one_video_equals_the_plain_loop_to_the_bit_and_carries_its_state(
+    stand_in: Any, engines: Any
+) -> None:
+    model = stand_in.StandIn()
+    emissions = drain(join(engines(model), seed=5, chunks=6))
+    assert torch.equal(joined(emissions), sample(model, "a circle", chunks=6, seed=5))
+    config = model.sampler
+    assert [e.forward for e in emissions] == [config.levels + n * config.forwards_per_shift for n in range(6)]
+    for emission in emissions[:-1]:
+        state = WindowState.from_tensors(*emission.state)
+        engine = engines(model)
+        timeline = PromptTimeline(((0, "a circle"),))
+        rest = drain(engine.add(state, Conditioning.encode(model, timeline, ""), capacity=2))
+        assert [e.chunk for e in rest] == list(range(emission.chunk + 1, 6))
+        for one, other in zip(rest, emissions[emission.chunk + 1 :], strict=True):
+            assert torch.equal(one.latents, other.latents)
+
+
+def test_a_video_that_nobody_takes_from_stops_sampling_and_goes_on_when_taken(
+    stand_in: Any, engines: Any, eventually: Any
+) -> None:
+    model = stand_in.StandIn()
+    track = join(engines(model), chunks=20, capacity=2)
+    full = model.sampler.levels + model.sampler.forwards_per_shift
+    eventually(lambda: len(model.rows) == full)
+    time.sleep(0.1)
+    assert len(model.rows) == full
+    track.take()
+    eventually(lambda: len(model.rows) == full + model.sampler.forwards_per_shift)
+    assert len(drain(track)) == 19
+
+
+def test_videos_of_different_shapes_take_turns_by_chunks(stand_in: Any, engines: Any) -> None:
+    model = stand_in.StandIn()
+    order: list[int] = []
+    velocity = model.velocity
+
+    def noted(latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
+        order.append(latents.shape[-1])
+        answer: Tensor = velocity(latents, sigmas, prompt)
+        return answer
+
+    model.velocity = noted
+    engine = engines(model, batch=2)
+    model.hold.clear()
+    threading.Timer(0.2, model.hold.set).start()
+    tracks = [join(engine, chunks=8, capacity=20), join(engine, chunks=8, size=(32, 16), capacity=20)]
+    drain_together(*tracks)
+    assert set(model.rows) == {1}
+    switches = [place for place in range(1, len(order)) if order[place] != order[place - 1]]
+    # Each runs until it has given a chunk, the first of each after six forwards, the others after two.
+    assert order[:16] == [2] * 6 + [4] * 6 + [2] * 2 + [4] * 2
+    assert len(switches) == 15
+
+
+def test_an_error_in_a_shared_forward_fails_only_the_video_at_fault(stand_in: Any, engines: Any) -> None:
+    model = stand_in.StandIn()
+    engine = engines(model, batch=3)
+    model.hold.clear()
+    threading.Timer(0.2, model.hold.set).start()
+    good = join(engine, seed=1)
+    bad = join(engine, seed=2, prompt="error")
+    nan = join(engine, seed=3, prompt="nan")
+    results: list[list[Emission]] = []
+    thread = threading.Thread(target=lambda: results.append(drain(good)), daemon=True)
+    thread.start()
+    with pytest.raises(RuntimeError):
+        drain(bad)
+    with pytest.raises(InvalidOutput):
+        drain(nan)
+    thread.join(20)
+    assert (joined(results[0]) - sample(model, "a circle", chunks=6, seed=1)).abs().max() < 1e-5
+
+
+def test_a_stopped_video_runs_no_further_forward(stand_in: Any, engines: Any, eventually: Any) -> None:
+    model = stand_in.StandIn(step_seconds=0.01)
+    engine = engines(model)
+    track = join(engine, chunks=1000, capacity=2000)
+    eventually(lambda: len(model.rows) > 3)
+    track.stop()
+    forwards = len(model.rows)
+    with pytest.raises(Stopped):
+        track.take()
+    time.sleep(0.1)
+    assert len(model.rows) <= forwards + 1
+    assert drain(join(engine, chunks=1))
+
+
+def test_an_idle_engine_does_nothing_at_all(stand_in: Any, engines: Any) -> None:
+    engine = engines(stand_in.StandIn())
+    looks: list[int] = []
+    look = engine._next_group
+    engine._next_group = lambda: (looks.append(1), look())[1]
+    time.sleep(0.3)
+    assert len(looks) <= 1
+    assert engine.busy_seconds() == 0.0
+
+
+def test_the_engine_knows_how_long_a_forward_takes(stand_in: Any, engines: Any, eventually: Any) -> None:
+    model = stand_in.StandIn()
+    model.hold.clear()
+    track = join(engines(model))
+    engine = track._engine
+    eventually(lambda: engine.busy_seconds() > 0.05)
+    model.hold.set()
+    assert len(drain(track)) == 6
+    eventually(lambda: engine.busy_seconds() == 0.0)
+
+
+def test_a_call_is_answered_between_forwards_and_its_error_is_the_callers(
+    stand_in: Any, engines: Any
+) -> None:
+    engine = engines(stand_in.StandIn())
+    assert engine.call(lambda model: model.name) == "stand-in"
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda model: 1 / 0)
+
+
+def test_closing_lets_go_of_everyone(stand_in: Any, engines: Any) -> None:
+    engine = engines(stand_in.StandIn(step_seconds=0.01))
+    track = join(engine, chunks=1000)
+    assert engine.close()
+    with pytest.raises(Stopped):
+        drain(track)
+    with pytest.raises(Stopped):
+        engine.call(lambda model: model)

@@ -1,0 +1,515 @@
+"""Videos through a worker, from the request to the last object. The model is a stand-in; all else is real."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.jobs.job import Status, TimedPrompt, VideoSpec
+from app.jobs.store import ACTIVE_KEY, FenceLost, VideoStore, events_key
+from app.storage import FilesystemStore, ObjectStore, StoreFull, StoreUnavailable
+from app.storage.objects import (
+    checkpoint_key,
+    chunk_key,
+    final_key,
+    latents_key,
+    manifest_key,
+    spritesheet_key,
+    thumbnail_key,
+    video_prefix,
+)
+from worker import main as worker_main
+from worker import pipeline
+from worker.checkpoint import Manifest, unpack_latents
+from worker.generate import prompt_timeline
+from worker.media.assemble import probe
+from worker.models.registry import load_model
+from worker.pipeline import Layout
+
+
+def events(store: VideoStore, video_id: str) -> list[tuple[str, dict[str, Any]]]:
+    entries = store.redis.xrange(events_key(video_id))
+    return [(fields[b"type"].decode(), json.loads(fields[b"data"])) for _, fields in entries]
+
+
+def keys(objects: ObjectStore, video_id: str) -> list[str]:
+    prefix = video_prefix(video_id)
+    return [info.key.removeprefix(prefix) for info in objects.list(prefix)]
+
+
+def test_a_video_is_made_from_request_to_manifest(work: Any, tmp_path: Path) -> None:
+    work.start()
+    spec = work.spec(40)
+    work.store.create(spec)
+    video = work.wait(spec.id, "completed", "failed")
+    assert video.state.status is Status.COMPLETED, video.state.error
+    # 40 frames are 11 latents (1 + 10 * 4 frames), 6 chunks of two; 41 frames less one.
+    assert video.state.chunks_ready == video.state.chunks_total == 6
+    assert video.state.frames_ready == 40
+    assert video.state.forwards_done == video.state.forwards_total == 2 * (6 + 3 - 1)
+    assert (video.state.attempts, video.state.barren_attempts, video.progress) == (1, 0, 100)
+    chunks = work.store.chunks(spec.id)
+    assert [chunk.frames for chunk in chunks] == [5, 8, 8, 8, 8, 3]
+    assert [chunk.first_frame for chunk in chunks] == [0, 5, 13, 21, 29, 37]
+    assert video.state.first_chunk_at is not None
+
+    stored = keys(work.objects, spec.id)
+    numbers = [f"{number:06d}" for number in range(6)]
+    assert stored == sorted(
+        [f"chunks/{n}.m4s" for n in numbers]
+        + [f"latents/{n}.safetensors" for n in numbers]
+        + ["checkpoints/000005.safetensors", "init.mp4", "manifest.json"]
+        + ["spritesheet.jpg", "thumbnail.jpg", "video.mp4"]
+    )
+    path = tmp_path / "final.mp4"
+    path.write_bytes(work.objects.get(final_key(spec.id)))
+    info = probe(path)
+    assert (info.frames, info.fps, info.width, info.height) == (40, 24, 16, 16)
+    assert video.state.final_bytes == info.size == work.objects.head(final_key(spec.id)).size
+    assert (
+        work.objects.get(thumbnail_key(spec.id))[:2]
+        == work.objects.get(spritesheet_key(spec.id))[:2]
+        == b"\xff\xd8"
+    )
+    assert unpack_latents(work.objects.get(latents_key(spec.id, 0))).shape == (1, 3, 2, 2, 2)
+
+    manifest = Manifest.from_json(work.objects.get(manifest_key(spec.id)))
+    assert manifest.spec == spec
+    assert manifest.chunks == tuple(chunks)
+    assert manifest.state.status is Status.COMPLETED
+    assert (manifest.state.checkpoint, manifest.state.final_bytes) == (5, info.size)
+    assert not work.store.redis.hexists(ACTIVE_KEY, spec.id)
+    assert not work.store.redis.keys(f"rq:*{spec.id}*")
+
+
+def test_watchers_see_every_chunk_once_and_the_end_last(work: Any) -> None:
+    work.start(work.model(step_seconds=0.01))
+    spec = work.spec(60)
+    work.store.create(spec)
+    work.wait(spec.id, "completed")
+    told = events(work.store, spec.id)
+    assert [data["index"] for kind, data in told if kind == "chunk"] == list(range(8))
+    assert told[0][0] == told[1][0] == "status"
+    assert told[-1][0] == "completed"
+    assert told[-1][1]["progress"] == 100
+    progress = [data for kind, data in told if kind == "progress"]
+    assert progress
+    assert set(progress[0]) == {"progress", "chunks_ready", "chunks_total", "seconds_ready", "eta_seconds"}
+    assert [p["progress"] for p in progress] == sorted(p["progress"] for p in progress)
+    assert all(p["chunks_total"] == 8 for p in progress)
+    assert any(p["eta_seconds"] for p in progress)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 6, 13, 14])
+def test_a_video_has_exactly_the_frames_asked_for_also_when_shorter_than_the_window(
+    work: Any, tmp_path: Path, frames: int
+) -> None:
+    work.start()
+    spec = work.spec(frames)
+    work.store.create(spec)
+    video = work.wait(spec.id, "completed", "failed")
+    assert video.state.status is Status.COMPLETED, video.state.error
+    assert video.state.frames_ready == sum(c.frames for c in work.store.chunks(spec.id)) == frames
+    path = tmp_path / "final.mp4"
+    path.write_bytes(work.objects.get(final_key(spec.id)))
+    assert probe(path).frames == frames
+
+
+def test_seed_steps_guidance_and_prompts_each_change_the_video_and_nothing_else_does(work: Any) -> None:
+    work.start()
+    timeline = (TimedPrompt(at=0, text="a circle"), TimedPrompt(at=1, text="a square"))
+    specs = [
+        work.spec(48),
+        work.spec(48),
+        work.spec(48, seed=8),
+        work.spec(48, num_inference_steps=9),
+        work.spec(48, guidance_scale=1.0),
+        work.spec(48, negative_prompt="a square"),
+        work.spec(48, prompts=timeline),
+    ]
+    for spec in specs:
+        work.store.create(spec)
+    made = [work.digests(work.wait(spec.id, "completed").id) for spec in specs]
+    assert made[0] == made[1]
+    assert len({tuple(m) for m in made}) == len(made) - 1
+    assert work.store.get(specs[3].id).state.forwards_total == 3 * (7 + 3 - 1)
+    # The second prompt begins in chunk 3 and shows from its first forward on: when chunk 0 has just left.
+    assert made[6][:2] == made[0][:2]
+    assert made[6][3:] != made[0][3:]
+
+
+def test_prompts_begin_at_the_chunk_that_holds_their_second(work: Any) -> None:
+    model = work.model()
+    prompts = tuple(
+        TimedPrompt(at=at, text=text)
+        for at, text in [(0, "a"), (0.3, "b"), (0.5, "c"), (1.0, "d"), (99, "never")]
+    )
+    spec: VideoSpec = work.spec(48, prompts=prompts)
+    layout = Layout(spec.frames, 2, model.geometry)
+    # Frames 7, 12 and 24 lie in chunks 1, 1 and 3.
+    assert prompt_timeline(spec, layout).changes == ((0, "a"), (1, "c"), (3, "d"))
+
+
+def test_cancel_stops_soon_and_keeps_a_playable_part(work: Any, tmp_path: Path) -> None:
+    model = work.model(step_seconds=0.02)
+    work.start(model)
+    spec = work.spec(24 * 600)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=3)
+    work.store.request_cancel(spec.id)
+    asked = time.monotonic()
+    video = work.wait(spec.id, "cancelled")
+    assert time.monotonic() - asked < 5
+    forwards = len(model.rows)
+    assert video.state.chunks_ready >= 3
+    assert events(work.store, spec.id)[-1][0] == "cancelled"
+    path = tmp_path / "part.mp4"
+    path.write_bytes(work.objects.get(final_key(spec.id)))
+    assert probe(path).frames == video.state.frames_ready
+    assert Manifest.from_json(work.objects.get(manifest_key(spec.id))).state.status is Status.CANCELLED
+    other = work.spec(1)
+    work.store.create(other)
+    work.wait(other.id, "completed")
+    assert len(model.rows) == forwards + 6
+
+
+def test_cancel_before_the_first_chunk_leaves_a_cancelled_video_without_a_file(work: Any) -> None:
+    model = work.model()
+    model.hold.clear()
+    work.start(model)
+    spec = work.spec()
+    work.store.create(spec)
+    work.wait(spec.id, "in_progress")
+    work.store.request_cancel(spec.id)
+    model.hold.set()
+    video = work.wait(spec.id, "cancelled")
+    if video.state.chunks_ready == 0:
+        assert not work.objects.exists(final_key(spec.id))
+        assert video.state.final_bytes is None
+
+
+def test_a_video_deleted_while_it_runs_leaves_nothing(work: Any) -> None:
+    work.start(work.model(step_seconds=0.02))
+    spec = work.spec(24 * 600)
+    work.store.create(spec)
+    work.store.delete(work.wait(spec.id, chunks=2))
+    work.objects.delete_prefix(video_prefix(spec.id))
+    other = work.spec(1)
+    work.store.create(other)
+    work.wait(other.id, "completed")  # the slot is free again
+    assert keys(work.objects, spec.id) == []
+    assert work.store.get(spec.id) is None
+    assert not work.store.redis.keys(f"*{spec.id}*") or work.store.was_deleted(spec.id)
+
+
+def test_records_lost_by_redis_do_not_cost_the_objects(work: Any) -> None:
+    work.start(work.model(step_seconds=0.02))
+    spec = work.spec(24 * 600)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=2)
+    work.store.redis.flushall()
+    other = work.spec(1)
+    work.store.create(other)
+    work.wait(other.id, "completed")
+    manifest = Manifest.from_json(work.objects.get(manifest_key(spec.id)))
+    assert manifest.spec == spec
+    assert "chunks/000001.m4s" in keys(work.objects, spec.id)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [("error", "model_error"), ("nan", "invalid_output")],
+)
+def test_a_model_that_fails_ends_the_video_after_its_attempts_and_not_the_worker(
+    work: Any, prompt: str, code: str
+) -> None:
+    work.start(max_attempts=2)
+    spec, other = work.spec(prompt=prompt), work.spec(1)
+    work.store.create(spec)
+    work.store.create(other)
+    video = work.wait(spec.id, "failed")
+    assert video.state.attempts == 2
+    assert video.state.error is not None
+    assert video.state.error.code == code
+    assert "/" not in video.state.error.message
+    assert events(work.store, spec.id)[-1][0] == "failed"
+    work.wait(other.id, "completed")
+    assert not work.store.redis.hexists(ACTIVE_KEY, spec.id)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"num_inference_steps": 7}, {"num_inference_steps": 2}, {"width": 20}, {"guidance_scale": -1}]
+)
+def test_what_the_model_cannot_make_fails_at_once_and_says_why(work: Any, fields: dict[str, Any]) -> None:
+    work.start()
+    spec = work.spec(**fields)
+    work.store.create(spec)
+    video = work.wait(spec.id, "failed")
+    assert video.state.attempts == 1
+    assert video.state.error is not None
+    assert video.state.error.code == "invalid_request"
+
+
+def test_a_video_that_was_started_too_often_without_a_chunk_fails(work: Any) -> None:
+    spec = work.spec()
+    work.store.create(spec)
+    for _ in range(3):
+        work.store.claim(spec.id, "a worker that died")
+    work.start()
+    video = work.wait(spec.id, "failed")
+    assert video.state.error is not None
+    assert video.state.error.code == "attempts_exhausted"
+
+
+def test_a_shutdown_gives_the_video_back_and_the_next_worker_finishes_it_to_the_same_bytes(work: Any) -> None:
+    undisturbed, disturbed = work.spec(120), work.spec(120)
+    worker = work.start()
+    work.store.create(undisturbed)
+    work.wait(undisturbed.id, "completed")
+    worker.stop()
+    work.store.create(disturbed)
+    waiting = work.spec(1)
+    work.store.create(waiting)
+    chunks = 0
+    while chunks < 12:
+        worker = work.start(work.model(step_seconds=0.01))
+        chunks = work.wait(disturbed.id, "completed", chunks=chunks + 3).state.chunks_ready
+        asked = time.monotonic()
+        worker.stop()
+        assert time.monotonic() - asked < 3
+        video = work.store.get(disturbed.id)
+        assert video is not None
+        if video.state.status is not Status.COMPLETED:
+            assert video.state.status is Status.QUEUED
+            assert (video.state.attempts, video.state.worker) == (0, "")
+            assert work.store.queue_positions([video]) == {disturbed.id: 0}, (
+                "it stands in front of the one that came later"
+            )
+        chunks = video.state.chunks_ready
+    work.start()
+    work.wait(disturbed.id, "completed")
+    assert work.digests(disturbed.id) == work.digests(undisturbed.id)
+
+
+def test_a_real_pipeline_continues_to_the_same_bytes_with_its_weights_loaded_anew(
+    work: Any, tiny_folder: Path
+) -> None:
+    size = {"model": "tiny", "width": 32, "height": 32, "prompt": "a red circle"}
+    undisturbed, disturbed = work.spec(100, **size), work.spec(100, **size)
+    worker = work.start(load_model(str(tiny_folder)))
+    work.store.create(undisturbed)
+    work.wait(undisturbed.id, "completed")
+    work.store.create(disturbed)
+    for chunks in (3, 7):
+        work.wait(disturbed.id, chunks=chunks)
+        worker.stop()
+        worker = work.start(load_model(str(tiny_folder)))
+    video = work.wait(disturbed.id, "completed")
+    assert video.state.attempts == 1
+    assert work.digests(disturbed.id) == work.digests(undisturbed.id)
+
+
+@pytest.mark.parametrize("damage", ["gone", "garbage", "latents gone", "all gone"])
+def test_a_lost_checkpoint_costs_work_but_not_the_video(work: Any, damage: str) -> None:
+    undisturbed, disturbed = work.spec(64), work.spec(64)
+    worker = work.start(work.model(step_seconds=0.005))
+    work.store.create(undisturbed)
+    work.wait(undisturbed.id, "completed")
+    work.store.create(disturbed)
+    work.wait(disturbed.id, chunks=4)
+    worker.stop()
+    last = work.video(disturbed.id).state.checkpoint
+    if damage == "gone":
+        work.objects.delete(checkpoint_key(disturbed.id, last))
+    elif damage == "garbage":
+        work.objects.put(checkpoint_key(disturbed.id, last), b"\x00" * 40)
+    elif damage == "latents gone":
+        work.objects.delete(latents_key(disturbed.id, last))
+    else:
+        work.objects.delete_prefix(video_prefix(disturbed.id) + "checkpoints/")
+    work.start()
+    work.wait(disturbed.id, "completed")
+    assert work.digests(disturbed.id) == work.digests(undisturbed.id)
+
+
+def test_superseded_checkpoints_go_soon_but_not_at_once(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "KEEP_CHECKPOINT_SECONDS", 0.1)
+    worker = work.start(work.model(step_seconds=0.01))
+    spec = work.spec(24 * 600)
+    work.store.create(spec)
+
+    def kept() -> list[str]:
+        return [key for key in keys(work.objects, spec.id) if key.startswith("checkpoints/")]
+
+    for chunks in (30, 60):
+        work.wait(spec.id, chunks=chunks)
+        work.eventually(lambda: 2 <= len(kept()) < 25)
+        worker.stop()
+        video = work.video(spec.id)
+        assert work.objects.exists(checkpoint_key(spec.id, video.state.checkpoint))
+        worker = work.start(work.model(step_seconds=0.01))
+    work.wait(spec.id, "in_progress")
+    work.store.request_cancel(spec.id)
+    last = work.wait(spec.id, "cancelled").state.checkpoint
+    assert kept() == [f"checkpoints/{last:06d}.safetensors"]
+
+
+def test_a_segment_that_is_missing_at_the_end_fails_the_video_with_a_code(work: Any) -> None:
+    worker = work.start(work.model(step_seconds=0.01))
+    spec = work.spec(100)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=3)
+    worker.stop()
+    work.objects.delete(chunk_key(spec.id, 0))
+    work.start(max_attempts=1)
+    video = work.wait(spec.id, "failed", "completed")
+    assert video.state.error is not None
+    assert video.state.error.code == "storage_error"
+    assert video.state.chunks_ready == 13
+
+
+class Moody:
+    """An object store that refuses when told to; everything else goes to a real one."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self.inner = inner
+        self.refusal: Exception | None = None
+        self.refused = 0
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if self.refusal is not None:
+                self.refused += 1
+                raise self.refusal
+            return getattr(self.inner, name)(*args, **options)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (StoreUnavailable("it does not answer"), "storage is not reachable"),
+        (StoreFull("no space"), "disk is full"),
+    ],
+)
+def test_a_store_that_goes_away_stops_the_sampler_and_costs_nothing(
+    work: Any, monkeypatch: pytest.MonkeyPatch, refusal: Exception, reason: str
+) -> None:
+    moody = Moody(work.objects)
+    monkeypatch.setattr(worker_main, "store_of", lambda settings: moody)
+    model = work.model(step_seconds=0.005)
+    work.start(model)
+    undisturbed, disturbed = work.spec(120), work.spec(120)
+    work.store.create(undisturbed)
+    work.wait(undisturbed.id, "completed")
+    work.store.create(disturbed)
+    work.wait(disturbed.id, chunks=3)
+    moody.refusal = refusal
+    work.eventually(lambda: work.video(disturbed.id).state.stalled == reason)
+
+    def standing_still() -> bool:
+        forwards = len(model.rows)
+        time.sleep(0.2)
+        return len(model.rows) == forwards
+
+    work.eventually(standing_still)
+    assert any(
+        data.get("stalled") == reason for kind, data in events(work.store, disturbed.id) if kind == "progress"
+    )
+    assert work.video(disturbed.id).state.status is Status.IN_PROGRESS
+    moody.refusal = None
+    video = work.wait(disturbed.id, "completed")
+    assert video.state.stalled is None
+    assert video.state.attempts == 1
+    assert work.digests(disturbed.id) == work.digests(undisturbed.id)
+
+
+def test_a_worker_stops_in_time_while_the_store_is_away(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    moody = Moody(work.objects)
+    monkeypatch.setattr(worker_main, "store_of", lambda settings: moody)
+    worker = work.start(work.model(step_seconds=0.01))
+    spec = work.spec(24 * 60)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=2)
+    moody.refusal = StoreUnavailable("it does not answer")
+    work.eventually(lambda: moody.refused)
+    worker.stop(5)
+    # A worker that takes it up now waits for the checkpoint, and stops in time, too.
+    worker = work.start()
+    work.eventually(lambda: work.video(spec.id).state.stalled == "storage is not reachable")
+    worker.stop(5)
+    video = work.store.get(spec.id)
+    assert video is not None
+    assert (video.state.status, video.state.attempts) == (Status.QUEUED, 0)
+
+
+def test_a_worker_that_lost_its_fence_commits_nothing(work: Any) -> None:
+    model = work.model(step_seconds=0.01)
+    work.start(model, control_seconds=5.0)  # it does not look; the commit itself must refuse
+    spec = work.spec(24 * 600)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=2)
+    model.hold.clear()
+    _, fence = work.store.claim(spec.id, "another")
+    work.store.hold(spec, fence, f"{spec.id}:another", 60)
+    ready = work.video(spec.id).state.chunks_ready
+    model.hold.set()
+    other = work.spec(1)
+    work.store.create(other)
+    work.wait(other.id, "completed")  # the slot has given up
+    video = work.store.get(spec.id)
+    assert video is not None
+    assert (video.state.chunks_ready, video.state.worker) == (ready, "another")
+    assert not work.store.cancel_requested(spec.id, fence)
+    with pytest.raises(FenceLost):
+        work.store.cancel_requested(spec.id, "an older fence")
+
+
+def test_two_slots_make_two_videos_in_shared_forwards(work: Any) -> None:
+    model = work.model(step_seconds=0.005)
+    work.start(model, slots=2)
+    first, second = work.spec(120), work.spec(120, seed=9)
+    model.hold.clear()
+    work.store.create(first)
+    work.store.create(second)
+    work.wait(first.id, "in_progress")
+    work.wait(second.id, "in_progress")
+    model.hold.set()
+    work.wait(first.id, "completed")
+    work.wait(second.id, "completed")
+    alone = model.sampler.forwards(16)
+    assert model.rows.count(2) > alone // 2
+    assert len(model.rows) < 2 * alone - alone // 2
+
+
+def test_urgent_videos_come_first(work: Any) -> None:
+    low, high = work.spec(1, priority="low"), work.spec(1, priority="high")
+    work.store.create(low)
+    work.store.create(high)
+    work.start()
+    assert work.wait(high.id, "completed").state.started_at < work.wait(low.id, "completed").state.started_at
+
+
+def test_manifests_restore_a_running_video(work: Any) -> None:
+    worker = work.start(work.model(step_seconds=0.01), manifest_seconds=0)
+    spec = work.spec(24 * 600)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=3)
+
+    def consistent() -> bool:
+        manifest = Manifest.from_json(work.objects.get(manifest_key(spec.id)))
+        assert manifest.state.checkpoint is not None
+        assert manifest.state.chunks_ready == len(manifest.chunks) == manifest.state.checkpoint + 1
+        return work.objects.exists(checkpoint_key(spec.id, manifest.state.checkpoint))
+
+    for _ in range(5):
+        work.eventually(consistent)
+    worker.stop()
+    assert threading.active_count() < 20
+    assert isinstance(work.objects, FilesystemStore)

@@ -1,0 +1,275 @@
+"""The worker process: how it starts, how it ends, and what others do when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.embedded import EmbeddedRedis
+from app.jobs.job import Status
+from app.settings import Settings
+from worker import main as worker_main
+from worker.models.base import ModelLoadError
+
+
+@pytest.fixture
+def undisturbed(work: Any) -> Callable[[int], list[str]]:
+    """Digests of a video that nothing happened to."""
+
+    def make(frames: int) -> list[str]:
+        worker = work.start()
+        spec = work.spec(frames)
+        work.store.create(spec)
+        work.wait(spec.id, "completed")
+        worker.stop()
+        found: list[str] = work.digests(spec.id)
+        return found
+
+    return make
+
+
+def test_a_video_survives_sigkill_of_its_worker_at_any_point_to_the_same_bytes(
+    work: Any, undisturbed: Any
+) -> None:
+    expected = undisturbed(160)
+    spec = work.spec(160)
+    work.store.create(spec)
+    worker = work.process({"step_seconds": 0.02})
+    for chunks, pause in ((1, 0.0), (9, 0.013)):
+        successor = work.process({"step_seconds": 0.02}) if chunks < 9 else None
+        video = work.wait(spec.id, chunks=chunks)
+        assert video.state.status is Status.IN_PROGRESS
+        time.sleep(pause)
+        worker.kill()
+        worker = successor
+    work.start()
+    video = work.wait(spec.id, "completed", "failed")
+    assert video.state.status is Status.COMPLETED
+    assert 2 <= video.state.attempts <= 3
+    assert work.digests(spec.id) == expected
+
+
+def test_sigterm_hands_a_video_over_at_once_and_exits_0(work: Any, undisturbed: Any) -> None:
+    expected = undisturbed(160)
+    spec = work.spec(160)
+    worker = work.process({"step_seconds": 0.02})
+    work.store.create(spec)
+    held_by = work.wait(spec.id, chunks=3).state.worker
+    work.start()
+    work.eventually(lambda: len(work.store.workers()) == 2)
+    worker.process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert worker.process.wait(20) == 0
+    ended = time.monotonic() - asked
+    work.eventually(lambda: work.video(spec.id).state.worker not in ("", held_by))
+    taken_over = time.monotonic() - asked
+    assert ended < 3
+    assert taken_over < 3
+    assert len(work.store.workers()) == 1
+    video = work.wait(spec.id, "completed")
+    assert video.state.attempts == 1, "a shutdown uses up no attempt"
+    assert work.digests(spec.id) == expected
+    assert spec.id in worker.words
+    assert "a circle" not in worker.words
+    assert "Traceback" not in worker.words
+
+
+def test_sigterm_while_the_model_loads_ends_the_process_at_once(work: Any) -> None:
+    worker = work.process({"load_seconds": 600.0})
+    work.eventually(lambda: "loading model" in worker.words, 60)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(10) == 0
+
+
+def test_a_zombie_that_wakes_up_commits_nothing_and_goes_on_with_other_work(
+    work: Any, undisturbed: Any
+) -> None:
+    expected = undisturbed(120)
+    spec = work.spec(120)
+    work.store.create(spec)
+    zombie = work.process({"step_seconds": 0.02})
+    work.wait(spec.id, chunks=3)
+    zombie.process.send_signal(signal.SIGSTOP)
+    heir = work.start(work.model(step_seconds=0.02))
+    work.eventually(lambda: work.video(spec.id).state.attempts == 2, 60)
+    zombie.process.send_signal(signal.SIGCONT)
+    work.wait(spec.id, "completed")
+    assert work.digests(spec.id) == expected
+    heir.stop()
+    other = work.spec(1)
+    work.store.create(other)
+    work.wait(other.id, "completed")
+    assert "taken over" in zombie.words
+
+
+def test_a_forward_that_hangs_ends_the_process_and_the_video_fails_after_its_attempts(work: Any) -> None:
+    spec = work.spec(prompt="hang")
+    work.store.create(spec)
+    worker = work.process(stall_seconds=0.5, max_attempts=1)
+    assert worker.process.wait(60) == worker_main.EXIT_STALLED
+    assert "no forward has finished" in worker.words
+    work.start(max_attempts=1)
+    video = work.wait(spec.id, "failed")
+    assert video.state.error is not None
+    assert video.state.error.code == "attempts_exhausted"
+
+
+def test_redis_killed_and_started_again_in_mid_video_costs_nothing(
+    work: Any, own_redis: EmbeddedRedis
+) -> None:
+    work.use(own_redis.url)
+    model = work.model(step_seconds=0.01)
+    worker = work.start(model)
+    expected, disturbed = work.spec(120), work.spec(120)
+    work.store.create(expected)
+    work.wait(expected.id, "completed")
+    work.store.create(disturbed)
+    work.wait(disturbed.id, chunks=3)
+    work.store.redis.execute_command("WAITAOF", 1, 0, 5000)
+    own_redis.kill()
+
+    def standing_still() -> bool:
+        forwards = len(model.rows)
+        time.sleep(0.3)
+        return len(model.rows) == forwards
+
+    work.eventually(standing_still)
+    own_redis.start()
+    video = work.wait(disturbed.id, "completed", "failed")
+    assert video.state.status is Status.COMPLETED
+    assert work.digests(disturbed.id) == work.digests(expected.id)
+    work.eventually(work.store.models, 20)
+    worker.stop()
+
+
+def test_a_worker_waits_for_redis_and_can_be_stopped_meanwhile(work: Any, own_redis: EmbeddedRedis) -> None:
+    work.use(own_redis.url)
+    own_redis.kill()
+    work.start().stop(10)
+    worker = work.start()
+    own_redis.start()
+    spec = work.spec(1)
+    work.store.create(spec)
+    work.wait(spec.id, "completed")
+    own_redis.kill()
+    worker.stop(10)
+
+
+def test_a_worker_stopped_while_redis_is_away_leaves_the_video_to_the_next(
+    work: Any, own_redis: EmbeddedRedis
+) -> None:
+    work.use(own_redis.url)
+    worker = work.start(work.model(step_seconds=0.01))
+    spec = work.spec(120)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=3)
+    work.store.redis.execute_command("WAITAOF", 1, 0, 5000)
+    own_redis.kill()
+    worker.stop(10)
+    own_redis.start()
+    work.start()
+    video = work.wait(spec.id, "completed", "failed")
+    assert video.state.status is Status.COMPLETED
+
+
+def test_a_worker_tells_what_it_can_make_and_that_it_lives(work: Any) -> None:
+    worker = work.start(slots=2)
+    (info,) = work.eventually(work.store.workers)
+    assert (info["model"], info["slots"], info["busy"], info["pid"]) == ("stand-in", 2, 0, os.getpid())
+    card = work.store.models()["stand-in"]
+    assert (card.fps, card.sizes, card.default_size, card.levels) == (24, ("16x16", "32x16"), "16x16", 6)
+    worker.stop()
+    assert work.store.workers() == []
+    assert "stand-in" in work.store.models()
+
+
+def run_worker(settings: Settings, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LONGTAKE_")}
+    assert settings.redis_url is not None
+    env |= {"LONGTAKE_REDIS_URL": settings.redis_url.get_secret_value(), **environment}
+    return subprocess.run(
+        [sys.executable, "-m", "worker.main"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("fault", ["missing", "not json", "unsupported"])
+def test_a_model_that_cannot_be_served_is_one_line_and_exit_code_3(
+    work: Any, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    if fault != "missing":
+        folder.mkdir()
+        content = {"_class_name": "CogVideoXPipeline"}
+        (folder / "model_index.json").write_text("{" if fault == "not json" else json.dumps(content))
+        for part in ("transformer", "vae"):
+            (folder / part).mkdir()
+            (folder / part / "config.json").write_text(json.dumps({"_class_name": "Other"}))
+    assert worker_main.main(work.settings(model=str(folder))) == worker_main.EXIT_NO_MODEL
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("longtake worker:")]
+    assert len(lines) == 1
+    assert str(folder) in lines[0]
+
+
+def test_the_process_itself_exits_3_without_a_traceback(work: Any, tmp_path: Path) -> None:
+    done = run_worker(work.settings(), LONGTAKE_MODEL=str(tmp_path / "nothing"))
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "neither a folder nor a hub id" in done.stderr
+
+
+def test_weights_that_cannot_be_loaded_are_exit_code_3(
+    work: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(spec: str, **_: Any) -> Any:
+        raise ModelLoadError("model_corrupt", "model x: vae: cut short")
+
+    monkeypatch.setattr(worker_main, "describe", lambda spec: work.card(work.model()))
+    monkeypatch.setattr(worker_main, "load_model", broken)
+    assert worker_main.main(work.settings()) == worker_main.EXIT_NO_MODEL
+    assert "longtake worker: model x: vae: cut short\n" in capsys.readouterr().err
+
+
+def test_bad_settings_are_one_line_and_exit_code_2(
+    work: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert worker_main.main(work.settings(redis_url=None)) == 2
+    assert (
+        worker_main.main(work.settings(device="cuda:7" if not shutil.which("nvidia-smi") else "xpu:7")) == 2
+    )
+    model = work.model()
+    with pytest.raises(worker_main.StoreMisconfigured):
+        worker_main.serve(work.settings(storage_url="ftp://x"), model, work.card(model), threading.Event())
+    error = capsys.readouterr().err
+    assert "LONGTAKE_REDIS_URL is not set" in error
+    assert "cannot be used on this machine" in error
+    assert "Traceback" not in error
+
+
+def test_logs_are_json_on_request_and_hold_no_password(work: Any, own_redis: EmbeddedRedis) -> None:
+    work.use(own_redis.url)
+    worker = work.process(log_json=True, log_level="DEBUG")
+    spec = work.spec(1)
+    work.store.create(spec)
+    work.wait(spec.id, "completed")
+    own_redis.kill()
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(20) == 0
+    lines = [json.loads(line) for line in worker.words.splitlines()]
+    assert any(line.get("video") == spec.id for line in lines)
+    assert own_redis.password not in worker.words

@@ -1,0 +1,285 @@
+"""The only owner of the model: one thread that advances the windows of all active videos.
+
+A step takes the video whose turn it is and every other runnable video whose window has the same shape, and
+advances them in one forward (`worker.sampler.progressive.step`). A video whose finished chunks nobody has taken is
+not runnable, so a slow decoder, encoder or store stops its sampler and nothing piles up. Turns go round by chunks:
+who has emitted one goes to the back. Flags are looked at before every forward.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from worker.models.base import VideoModel
+from worker.sampler.progressive import step
+from worker.sampler.window import PromptTimeline, WindowState
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class InvalidOutput(Exception):
+    """The model made latents that are not finite numbers."""
+
+
+class Stopped(Exception):
+    """The video was stopped from outside; what it was about to give is not wanted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Everything the prompts of one video come to: embeddings ``(1, L, D)`` by text, and the negative one."""
+
+    timeline: PromptTimeline
+    embeddings: dict[str, Tensor]
+    negative: Tensor
+
+    @classmethod
+    def encode(cls, model: VideoModel, timeline: PromptTimeline, negative_prompt: str) -> Conditioning:
+        """Embeds a video's prompts in one call."""
+        texts = list(dict.fromkeys(text for _, text in timeline.changes))
+        encoded = model.encode_prompt([*texts, negative_prompt])
+        *embeddings, negative = torch.split(encoded, 1)
+        return cls(timeline, dict(zip(texts, embeddings, strict=True)), negative)
+
+    def at(self, chunk: int) -> Tensor:
+        """The embedding in force when `chunk` is the newest of the window."""
+        return self.embeddings[self.timeline.at(chunk)]
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """A clean chunk as it left the window, and the window's state at that very moment."""
+
+    chunk: int
+    latents: Tensor
+    """Float32 ``(1, channels, C, h, w)`` on the CPU."""
+    state: tuple[dict[str, Tensor], dict[str, str]]
+    """`WindowState.to_tensors`: with it the video goes on after this chunk."""
+    forward: int
+    """Forwards done so far."""
+
+
+class Track:
+    """One video in the engine. Its consumer calls `take` and `stop` from other threads."""
+
+    def __init__(self, engine: Engine, state: WindowState, conditioning: Conditioning, capacity: int) -> None:
+        self.state = state
+        self.conditioning = conditioning
+        self.forwards_done = state.forward
+        self._capacity = capacity
+        self._emissions: deque[Emission] = deque()
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._finished = state.done
+        self._engine = engine
+        self._changed = threading.Condition(engine.lock)
+
+    def take(self) -> Emission | None:
+        """The next chunk, waiting for it; None after the last one.
+
+        Raises `Stopped`, and whatever the model raised on this video.
+        """
+        with self._engine.lock:
+            while True:
+                if self._stopped:
+                    raise Stopped
+                if self._emissions:
+                    emission = self._emissions.popleft()
+                    self._engine.wake()
+                    return emission
+                if self._error is not None:
+                    raise self._error
+                if self._finished:
+                    return None
+                self._changed.wait()
+
+    def stop(self) -> None:
+        """Takes the video out of the engine: at most the forward that runs now still has it. May be repeated."""
+        with self._engine.lock:
+            self._stopped = True
+            self._emissions.clear()
+            self._changed.notify_all()
+            self._engine.wake()
+
+    # Called by the engine, with its lock held.
+
+    @property
+    def over(self) -> bool:
+        return self._stopped or self._error is not None or self.state.done
+
+    @property
+    def runnable(self) -> bool:
+        return not self.over and len(self._emissions) < self._capacity
+
+    def give(self, emission: Emission | None) -> None:
+        self.forwards_done = self.state.forward
+        # Set here, under the lock and together with the last chunk, not when the window ran empty.
+        self._finished = self.state.done
+        if emission is not None and not self._stopped:
+            self._emissions.append(emission)
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._changed.notify_all()
+
+
+class Engine:
+    """Runs a model for any number of videos, at most `batch` of them in one forward."""
+
+    def __init__(self, model: VideoModel, *, batch: int = 1) -> None:
+        self.model = model
+        self.batch = batch
+        self.lock = threading.RLock()
+        self._wake = threading.Condition(self.lock)
+        self._ring: deque[Track] = deque()
+        self._calls: deque[tuple[Callable[[VideoModel], object], Future[object]]] = deque()
+        self._closed = False
+        self._busy_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # -- called from any thread -------------------------------------------------------------------------
+
+    def add(self, state: WindowState, conditioning: Conditioning, *, capacity: int) -> Track:
+        """Starts sampling a video; `capacity` finished chunks may wait to be taken."""
+        track = Track(self, state, conditioning, capacity)
+        with self.lock:
+            self._ring.append(track)
+            self.wake()
+        return track
+
+    def call(self, function: Callable[[VideoModel], T]) -> T:
+        """Runs `function` on the model between two forwards (prompt encoding) and returns what it returns."""
+        future: Future[T] = Future()
+        with self.lock:
+            if self._closed:
+                raise Stopped
+            self._calls.append((function, future))  # type: ignore[arg-type]
+            self.wake()
+        return future.result()
+
+    def wake(self) -> None:
+        """Makes the engine look again for something to do. Needs the lock."""
+        self._wake.notify_all()
+
+    def busy_seconds(self) -> float:
+        """How long the forward or call that runs now has been running; 0 when none does."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def alive(self) -> bool:
+        """False once its thread has ended: by `close`, or by a fault of its own."""
+        return self._thread.is_alive()
+
+    def close(self, timeout_seconds: float = 5.0) -> bool:
+        """Stops every video and ends the thread; False when it does not end in time."""
+        with self.lock:
+            self._closed = True
+            for track in self._ring:
+                track.stop()
+            for _, future in self._calls:
+                future.set_exception(Stopped())
+            self._calls.clear()
+            self.wake()
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
+    # -- the engine's thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while True:
+                call, group = None, list[Track]()
+                with self.lock:
+                    while not (self._closed or self._calls or (group := self._next_group())):
+                        self._wake.wait()
+                    if self._closed:
+                        return
+                    if self._calls:
+                        call = self._calls.popleft()
+                self._busy_since = time.monotonic()
+                try:
+                    if call is not None:
+                        _answer(self.model, *call)
+                    else:
+                        self._forward(group)
+                finally:
+                    self._busy_since = None
+
+    def _next_group(self) -> list[Track]:
+        """The video whose turn it is and those that fit into its forward; empty when nobody can run."""
+        for track in [track for track in self._ring if track.over]:
+            self._ring.remove(track)
+        runnable = [track for track in self._ring if track.runnable]
+        if not runnable:
+            return []
+        shape = runnable[0].state.shape
+        return [track for track in runnable if track.state.shape == shape][: self.batch]
+
+    def _forward(self, group: Sequence[Track]) -> None:
+        before = [track.state.forward for track in group]
+        try:
+            emitted = self._step(group)
+        except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
+            untouched = all(
+                track.state.forward == forward for track, forward in zip(group, before, strict=True)
+            )
+            if len(group) > 1 and untouched:
+                # One of them is at fault; alone, each answers for itself.
+                log.warning("a shared forward of %d videos failed; trying each alone", len(group))
+                for track in group:
+                    self._forward([track])
+                return
+            with self.lock:
+                for track in group:
+                    track.fail(error)
+            return
+        with self.lock:
+            for track, emission in zip(group, emitted, strict=True):
+                if isinstance(emission, BaseException):
+                    track.fail(emission)
+                    continue
+                track.give(emission)
+                if emission is not None and track in self._ring:
+                    self._ring.remove(track)
+                    self._ring.append(track)
+
+    def _step(self, group: Sequence[Track]) -> list[Emission | BaseException | None]:
+        answers = step(
+            self.model,
+            [track.state for track in group],
+            [track.conditioning.at(track.state.newest_chunk) for track in group],
+            [track.conditioning.negative for track in group],
+        )
+        results: list[Emission | BaseException | None] = []
+        for track, emitted in zip(group, answers, strict=True):
+            if emitted is None:
+                results.append(None)
+                continue
+            latents = emitted.latents.cpu()
+            if not bool(torch.isfinite(latents).all()):
+                results.append(InvalidOutput(f"chunk {emitted.chunk} holds numbers that are not finite"))
+                continue
+            results.append(Emission(emitted.chunk, latents, track.state.to_tensors(), track.state.forward))
+        return results
+
+
+def _answer(model: VideoModel, function: Callable[[VideoModel], object], future: Future[object]) -> None:
+    try:
+        future.set_result(function(model))
+    except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
+        future.set_exception(error)

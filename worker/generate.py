@@ -1,0 +1,514 @@
+"""One job in a slot: claim the video, resume or start it, run its pipeline, finish it or hand it back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Literal
+
+import torch
+from redis.exceptions import RedisError
+from torch import Tensor
+
+from app.jobs.job import JobError, Video, VideoSpec
+from app.jobs.store import Event, FenceLost, VideoGone, VideoStore
+from app.settings import Settings
+from app.storage import ObjectNotFound, ObjectStore, StorageError
+from app.storage.objects import checkpoint_key, latents_key, video_prefix
+from worker.checkpoint import Checkpoint, CheckpointError, replay, unpack_checkpoint, unpack_latents
+from worker.engine import Conditioning, Engine, InvalidOutput, Stopped, Track
+from worker.media.assemble import AssemblyError
+from worker.media.encode import EncoderSettings, EncodingError
+from worker.models.base import StreamedDecoder, VideoModel
+from worker.pipeline import Layout, Patience, Pipeline, StageError, chunk_number, conclude
+from worker.sampler.window import PromptTimeline, SamplerConfig, WindowState
+
+log = logging.getLogger(__name__)
+
+# A shutdown does not wait longer than this for Redis to take a video back; its lease runs out then.
+RELEASE_SECONDS = 1.0
+
+# How much the newest measurement counts in the running mean of seconds per forward.
+SPEED_WEIGHT = 0.2
+
+
+class Outcome(Enum):
+    """What becomes of the job in the transport."""
+
+    DONE = "done"
+    """The video is in a terminal state or deleted."""
+    FRONT = "front"
+    """Given back unharmed: to be continued before any other."""
+    BACK = "back"
+    """Failed and to be tried again, after the others."""
+    DROPPED = "dropped"
+    """Somebody else's by now, or Redis is away: whoever finds it continues it."""
+
+
+class InvalidRequest(Exception):
+    """The video asks for something this model cannot make; the message is for the client."""
+
+
+class _Preempted(Exception):
+    """The worker is to stop."""
+
+
+class _Cancelled(Exception):
+    """The client wants no more of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What all slots of a worker process share."""
+
+    settings: Settings
+    store: VideoStore
+    objects: ObjectStore
+    model: VideoModel
+    engine: Engine
+    worker: str
+    shutdown: threading.Event
+
+
+def chunk_layout(spec: VideoSpec, model: VideoModel) -> Layout:
+    """Which frames of the video each of its chunks holds."""
+    return Layout(spec.frames, model.sampler.chunk_latents, model.geometry)
+
+
+def sampler_config(spec: VideoSpec, model: VideoModel) -> SamplerConfig:
+    """The model's sampler settings with what the request overrides. Raises `InvalidRequest`."""
+    config = model.sampler
+    if spec.num_inference_steps is not None:
+        steps, slots = spec.num_inference_steps, config.chunks_in_flight
+        if steps < slots or steps % slots:
+            raise InvalidRequest(
+                f"num_inference_steps must be a multiple of {slots} for this model, not {steps}."
+            )
+        config = replace(config, forwards_per_shift=steps // slots)
+    if spec.guidance_scale is not None:
+        try:
+            config = replace(config, guidance_scale=float(spec.guidance_scale))
+        except ValueError as error:
+            raise InvalidRequest(f"{error}.") from error
+    return config
+
+
+def prompt_timeline(spec: VideoSpec, layout: Layout) -> PromptTimeline:
+    """The prompts by the chunk that holds the frame they begin at; of two in one chunk the later counts."""
+    changes: dict[int, str] = {}
+    for prompt in sorted(spec.prompts, key=lambda timed: timed.at):
+        chunk = layout.chunk_of(round(prompt.at * spec.fps)) if changes else 0
+        if chunk < layout.chunks:
+            changes[chunk] = prompt.text
+    return PromptTimeline(tuple(changes.items()))
+
+
+def run_video(video_id: str) -> None:
+    """The function that jobs name. A `longtake worker` runs a `Generation` instead; any other cannot."""
+    raise RuntimeError(f"video {video_id} can only be made by `longtake worker`, which has the model")
+
+
+class Generation:
+    """The work of one slot on one video, from claim to outcome. `wake` makes it look at its flags at once."""
+
+    def __init__(self, runtime: Runtime, video_id: str, claimed: Callable[[VideoSpec, str], None]) -> None:
+        """`claimed` is told the fence, under which the caller then keeps the lease alive."""
+        self.wake = threading.Event()
+        self._runtime, self._video_id, self._claimed = runtime, video_id, claimed
+        self._settings, self._store = runtime.settings, runtime.store
+        self._log = logging.LoggerAdapter(log, {"video": video_id, "worker": runtime.worker})
+        self._fence = ""
+        # In this thread, waiting for the store must not keep it from looking at the flags.
+        self._attentively = self._patience(
+            threading.Event(), meanwhile=self._check_flags, every_seconds=self._settings.control_seconds
+        )
+        self._waiting: Patience | None = None
+        self._progress: _Progress | None = None
+
+    def _patience(self, stop: threading.Event, **options: Any) -> Patience:
+        return Patience(stop, max_seconds=self._settings.retry_max_seconds, log=self._log, **options)
+
+    def run(self) -> Outcome:
+        """Does everything that can be done for the video here and says what becomes of its job."""
+        try:
+            return self._run()
+        except FenceLost:
+            self._log.warning("another worker has taken over; nothing more is written")
+            return Outcome.DROPPED
+        except VideoGone:
+            return self._gone()
+        except _Preempted:
+            return self._release(count_attempt=False, outcome=Outcome.FRONT)
+        except Stopped:
+            return Outcome.DROPPED
+
+    def _run(self) -> Outcome:
+        video, self._fence = self._when_redis_answers(
+            lambda: self._store.claim(self._video_id, self._runtime.worker)
+        )
+        if not self._fence:
+            return Outcome.DONE
+        self._claimed(video.spec, self._fence)
+        if video.state.barren_attempts > self._settings.max_attempts:
+            error = JobError(
+                code="attempts_exhausted",
+                message=f"The video was started {self._settings.max_attempts} times in a row without getting "
+                "any further: each time the worker was lost.",
+            )
+            return self._fail(video, error)
+        self._log.info(
+            "claimed: %s, %d frames at %d fps, %d chunks are ready, attempt %d",
+            video.spec.size, video.spec.frames, video.spec.fps, video.state.chunks_ready, video.state.attempts,
+        )  # fmt: skip
+        try:
+            self._make(video)
+        except InvalidRequest as error:
+            return self._fail(video, JobError(code="invalid_request", message=str(error)))
+        except (FenceLost, VideoGone, Stopped, _Preempted):
+            raise
+        except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
+            return self._failed(error)
+        return Outcome.DONE
+
+    # -- making it --------------------------------------------------------------------------------------
+
+    def _make(self, video: Video) -> None:
+        """Everything from the next chunk to the terminal state."""
+        status: Literal["completed", "cancelled"] = "completed"
+        try:
+            self._check_flags()
+            self._generate(video)
+        except _Cancelled:
+            status = "cancelled"
+        self._conclude(status)
+
+    def _generate(self, video: Video) -> None:
+        """Makes and commits every chunk that is missing. Raises what ended it otherwise."""
+        spec, model = video.spec, self._runtime.model
+        layout = chunk_layout(spec, model)
+        if video.state.chunks_ready >= layout.chunks:
+            return
+        config = sampler_config(spec, model)
+        try:
+            frame_shape = model.geometry.latent_shape(spec.width, spec.height)
+        except ValueError as error:
+            raise InvalidRequest(f"This model cannot make {spec.size}: {error}.") from error
+        timeline = prompt_timeline(spec, layout)
+        conditioning = self._runtime.engine.call(
+            lambda model: Conditioning.encode(model, timeline, spec.negative_prompt)
+        )
+        resumed = self._resume(video, config)
+        if resumed is None:
+            state = WindowState.start(
+                config, spec.seed, frame_shape, total=layout.chunks, device=model.device
+            )
+            decoder, encoder = model.open_decoder(), _encoder_settings(self._settings)
+        else:
+            state, decoder, encoder = resumed[0].window, resumed[1], resumed[0].encoder
+        track = self._runtime.engine.add(state, conditioning, capacity=self._settings.stage_queue)
+        stop = threading.Event()
+        self._waiting = self._patience(stop)
+        pipeline = Pipeline(
+            spec=spec,
+            fence=self._fence,
+            layout=layout,
+            next_chunk=video.state.chunks_ready,
+            track=track,
+            decoder=decoder,
+            encoder=encoder,
+            store=self._store,
+            objects=self._runtime.objects,
+            patience=self._waiting,
+            stop=stop,
+            wake=self.wake,
+            stage_queue=self._settings.stage_queue,
+            manifest_seconds=self._settings.manifest_seconds,
+            log=self._log,
+        )
+        self._progress = _Progress(video, layout, track, pipeline, self._settings.progress_seconds)
+        pipeline.start()
+        try:
+            self._attend(lambda: pipeline.ended)
+        except BaseException as error:
+            pipeline.stop()
+            # A shutdown cannot wait for a store that does not answer; whatever comes late is fenced or the same.
+            pipeline.join(RELEASE_SECONDS if isinstance(error, _Preempted) else None)
+            raise
+        pipeline.join()
+        if pipeline.error is not None:
+            raise _root(pipeline.error)
+        if pipeline.committed < layout.chunks:
+            raise Stopped
+
+    def _resume(self, video: Video, config: SamplerConfig) -> tuple[Checkpoint, StreamedDecoder] | None:
+        """The newest state the video can be continued from, and a decoder that stands there; None is the start.
+
+        Usually that of the last committed chunk. If that is gone or damaged, an older one does, or none: what lies
+        before the next chunk is then sampled once more, to the same bits, and not written.
+        """
+        if video.state.chunks_ready == 0:
+            return None
+        for chunk in self._checkpoints(video):
+            try:
+                data = self._get(checkpoint_key(video.id, chunk))
+                checkpoint = unpack_checkpoint(data, self._runtime.model.device)
+                decoder = self._runtime.model.open_decoder()
+                with torch.inference_mode():
+                    replay(decoder, chunk, config.chunk_latents, lambda n: self._latents(video.id, n))
+            except (ObjectNotFound, CheckpointError) as error:
+                self._log.warning("cannot continue after chunk %d: %s", chunk, error)
+                continue
+            self._log.info("continuing after chunk %d", chunk)
+            return checkpoint, decoder
+        self._log.warning("no usable checkpoint: sampling from the start again")
+        return None
+
+    def _checkpoints(self, video: Video) -> list[int]:
+        """Chunks with a checkpoint that may serve, the committed one first, then the newest."""
+        last = video.state.chunks_ready - 1
+        folder = video_prefix(video.id) + "checkpoints/"
+        keys = self._attentively(lambda: [info.key for info in self._runtime.objects.list(folder)])
+        known = {number for number in map(chunk_number, keys) if number is not None and number <= last}
+        return sorted(known, reverse=True)
+
+    def _get(self, key: str) -> bytes:
+        return self._attentively(lambda: self._runtime.objects.get(key))
+
+    def _latents(self, video_id: str, chunk: int) -> Tensor:
+        return unpack_latents(self._get(latents_key(video_id, chunk)))
+
+    # -- looking after it while it runs -----------------------------------------------------------------
+
+    def _attend(self, over: Callable[[], bool], *, cancellable: bool = True) -> None:
+        """Until `over`: tells progress, looks at the flags. Raises what ends the work early."""
+        while not over():
+            self._check_flags(cancellable=cancellable)
+            self.wake.wait(self._settings.control_seconds)
+            self.wake.clear()
+
+    def _check_flags(self, *, cancellable: bool = True) -> None:
+        if self._runtime.shutdown.is_set():
+            raise _Preempted
+        try:
+            if self._store.cancel_requested(self._video_id, self._fence) and cancellable:
+                raise _Cancelled
+            self._tell_progress()
+        except RedisError as error:
+            self._log.debug("Redis is away: %s", type(error).__name__)
+
+    def _tell_progress(self) -> None:
+        waiting = self._waiting or self._attentively
+        if self._progress is None:
+            if waiting.reason is not None:
+                self._store.update(self._video_id, self._fence, stalled=waiting.reason)
+        elif (news := self._progress.news(waiting.reason)) is not None:
+            changes, event = news
+            self._store.update(self._video_id, self._fence, events=[event], **changes)
+            self._progress.told(changes)
+
+    # -- ending it --------------------------------------------------------------------------------------
+
+    def _conclude(self, status: Literal["completed", "cancelled"]) -> None:
+        video = self._when_redis_answers(lambda: self._store.get(self._video_id))
+        if video is None:
+            raise VideoGone(self._video_id)
+        stop = threading.Event()
+        patience = self._waiting = self._patience(stop)
+        errors: list[BaseException] = []
+        ended = threading.Event()
+
+        def work() -> None:
+            try:
+                conclude(
+                    video=video,
+                    fence=self._fence,
+                    status=status,
+                    store=self._store,
+                    objects=self._runtime.objects,
+                    patience=patience,
+                )
+            except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
+                errors.append(error)
+            finally:
+                ended.set()
+                self.wake.set()
+
+        thread = threading.Thread(target=work, name=f"finish {self._video_id}", daemon=True)
+        thread.start()
+        try:
+            self._attend(ended.is_set, cancellable=False)
+        except BaseException as error:
+            if not ended.is_set():
+                stop.set()
+                thread.join(RELEASE_SECONDS if isinstance(error, _Preempted) else None)
+                raise
+        thread.join()
+        if errors:
+            raise errors[0]
+        self._log.info("%s: %d chunks, %d frames", status, video.state.chunks_ready, video.state.frames_ready)
+
+    def _failed(self, error: Exception) -> Outcome:
+        """An attempt came to nothing by the video's own fault, or the model's: again, or the end."""
+        code, message = fault(error)
+        self._log.error("attempt failed (%s)", code, exc_info=error)
+        video = self._when_redis_answers(lambda: self._store.get(self._video_id))
+        if video is None:
+            raise VideoGone(self._video_id)
+        if video.state.barren_attempts < self._settings.max_attempts:
+            return self._release(count_attempt=True, outcome=Outcome.BACK)
+        return self._fail(video, JobError(code=code, message=message))
+
+    def _fail(self, video: Video, error: JobError) -> Outcome:
+        self._log.error("failed (%s): %s", error.code, error.message)
+        self._when_redis_answers(lambda: self._store.finish(video, self._fence, "failed", error=error))
+        return Outcome.DONE
+
+    def _release(self, *, count_attempt: bool, outcome: Outcome) -> Outcome:
+        """Gives the video back to be continued by whoever is next."""
+        if not self._fence:
+            return outcome
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while True:
+            try:
+                video = self._store.get(self._video_id)
+                if video is None:
+                    return self._gone()
+                self._store.release(video, self._fence, count_attempt=count_attempt)
+            except FenceLost:
+                return Outcome.DROPPED
+            except VideoGone:
+                return self._gone()
+            except RedisError:
+                if self._runtime.shutdown.is_set() and time.monotonic() > deadline:
+                    return Outcome.DROPPED
+                time.sleep(0.05)
+            else:
+                self._log.info("given back after chunk %d", video.state.chunks_ready - 1)
+                return outcome
+
+    def _gone(self) -> Outcome:
+        """The record is gone. If the video was deleted, so are its objects, those just uploaded included."""
+        try:
+            deleted = self._when_redis_answers(lambda: self._store.was_deleted(self._video_id))
+            if deleted:
+                patience = self._patience(self._runtime.shutdown)
+                patience(lambda: self._runtime.objects.delete_prefix(video_prefix(self._video_id)))
+                self._log.info("deleted; stopped and removed its objects")
+            else:
+                self._log.error("Redis does not know this video any more; its objects stay where they are")
+        except (Stopped, StorageError, _Preempted):
+            pass
+        return Outcome.DONE
+
+    def _when_redis_answers(self, action: Callable[[], Any]) -> Any:
+        """The result of `action`, tried again while Redis is away. Raises `_Preempted` on shutdown."""
+        delay = 0.1
+        while True:
+            try:
+                return action()
+            except RedisError as error:
+                if self._runtime.shutdown.is_set():
+                    raise _Preempted from error
+            self.wake.wait(delay)
+            self.wake.clear()
+            delay = min(2 * delay, self._settings.retry_max_seconds)
+
+
+class _Progress:
+    """Measures a running video and says what is new about it."""
+
+    def __init__(
+        self, video: Video, layout: Layout, track: Track, pipeline: Pipeline, every_seconds: float
+    ) -> None:
+        self._video, self._layout, self._track, self._pipeline = video, layout, track, pipeline
+        self._every_seconds = every_seconds
+        self._speed: float | None = None
+        self._measured = (time.monotonic(), track.forwards_done)
+        self._told_at = float("-inf")
+        self._told: dict[str, Any] = {}
+
+    def news(self, stalled: str | None) -> tuple[dict[str, Any], Event] | None:
+        """Changed state fields and an event, or None when it is too early or nothing has changed."""
+        now = time.monotonic()
+        due = now - self._told_at >= self._every_seconds or stalled != self._told.get("stalled")
+        if not due:
+            return None
+        self._measure(now)
+        changes: dict[str, Any] = {
+            "chunks_total": self._layout.chunks,
+            "forwards_total": self._track.state.forwards_total,
+            "forwards_done": self._track.forwards_done,
+            "seconds_per_forward": self._speed,
+            "stalled": stalled,
+        }
+        if changes == self._told:
+            return None
+        ready = self._pipeline.committed
+        video = Video(spec=self._video.spec, state=self._video.state.model_copy(update=changes))
+        eta = video.eta_seconds
+        data: dict[str, Any] = {
+            "progress": video.progress,
+            "chunks_ready": ready,
+            "chunks_total": self._layout.chunks,
+            "seconds_ready": round(
+                min(self._layout.first_frame(ready), video.spec.frames) / video.spec.fps, 3
+            ),
+            "eta_seconds": None if eta is None else round(eta, 1),
+        }
+        if stalled is not None:
+            data["stalled"] = stalled
+        return changes, Event("progress", data)
+
+    def told(self, changes: dict[str, Any]) -> None:
+        """The news have reached the record."""
+        self._told_at, self._told = time.monotonic(), changes
+
+    def _measure(self, now: float) -> None:
+        then, before = self._measured
+        done = self._track.forwards_done
+        if done == before:
+            return
+        measured = (now - then) / (done - before)
+        self._speed = (
+            measured if self._speed is None else self._speed + SPEED_WEIGHT * (measured - self._speed)
+        )
+        self._measured = (now, done)
+
+
+def fault(error: BaseException) -> tuple[str, str]:
+    """Stable code and client's message of an error that ended an attempt. Details belong in the log only."""
+    match error:
+        case InvalidOutput():
+            return "invalid_output", "The model produced values that are not a picture (not finite numbers)."
+        case torch.OutOfMemoryError():
+            return "out_of_memory", "The worker ran out of memory while making this video."
+        case EncodingError():
+            return "encoding_failed", "The frames could not be encoded."
+        case AssemblyError():
+            return "assembly_failed", "The chunks could not be joined into one file."
+        case StorageError():
+            return "storage_error", "The storage refused what the video needs."
+        case StageError() if error.stage != "decode":
+            return "internal_error", "The worker failed while making this video."
+        case _:
+            return "model_error", "The model failed while making this video."
+
+
+def _root(error: BaseException) -> Exception:
+    """What a stage's error is about: the cause where it has a meaning of its own, else the stage's error."""
+    cause = error.__cause__
+    known = (InvalidOutput, torch.OutOfMemoryError, EncodingError, AssemblyError, StorageError)
+    if isinstance(cause, (FenceLost, VideoGone, *known)):
+        return cause
+    assert isinstance(error, Exception)
+    return error
+
+
+def _encoder_settings(settings: Settings) -> EncoderSettings:
+    # The default quality is the codec's own: the scales of two codecs have little in common.
+    quality = settings.crf if "crf" in settings.model_fields_set else None
+    return EncoderSettings(settings.codec, quality)

@@ -1,0 +1,477 @@
+"""One video from window to store: sample -> decode -> encode -> upload -> commit, each stage in a thread of its own.
+
+Between two stages stands a queue of a few chunks. A stage that cannot go on fills the queue before it, and in the end
+the sampler is not runnable any more: nothing piles up, whatever the video's length. While Redis or the store is away
+a stage tries again, with growing delay, for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import random
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import torch
+from redis.exceptions import RedisError
+
+from app.jobs.job import ChunkRecord, Status, Video, VideoSpec
+from app.jobs.store import VideoGone, VideoStore
+from app.storage import ObjectStore, StorageError, StoreFull, StoreMisconfigured
+from app.storage.objects import (
+    checkpoint_key,
+    chunk_key,
+    final_key,
+    init_key,
+    latents_key,
+    manifest_key,
+    spritesheet_key,
+    thumbnail_key,
+    video_prefix,
+)
+from worker.checkpoint import Manifest, pack_checkpoint, pack_latents
+from worker.engine import Emission, Stopped, Track
+from worker.media.assemble import AssemblyError, assemble_final, spritesheet
+from worker.media.encode import EncoderSettings, encode_chunk
+from worker.models.base import Geometry, StreamedDecoder, VideoFrames
+
+T = TypeVar("T")
+
+# A superseded checkpoint stays this long: Redis that comes back from a crash may have forgotten the last commits
+# (the append-only file is flushed every second) and then names an older one.
+KEEP_CHECKPOINT_SECONDS = 5.0
+
+# Rewriting the manifest of a very long video takes longer and longer; it gets this share of the time at most.
+MANIFEST_SHARE = 0.05
+
+THUMBNAIL_WIDTH = 640
+
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+def chunk_number(key: str) -> int | None:
+    """The number in the key of a chunk's object; None for another key."""
+    stem = key.rpartition("/")[2].partition(".")[0]
+    return int(stem) if stem.isdigit() else None
+
+
+class Patience:
+    """Repeats what fails because Redis or the store is away, until it works or the video is stopped."""
+
+    def __init__(
+        self,
+        stop: threading.Event,
+        *,
+        max_seconds: float,
+        log: Log,
+        meanwhile: Callable[[], None] | None = None,
+        every_seconds: float = 1.0,
+    ) -> None:
+        """Waits at most `max_seconds` between two tries. While it waits it calls `meanwhile`, which may raise."""
+        self._stop, self._max_seconds, self._log = stop, max_seconds, log
+        self._meanwhile, self._every_seconds = meanwhile, every_seconds
+        self._reasons: dict[object, str] = {}
+
+    @property
+    def reason(self) -> str | None:
+        """What the video waits for, in words; None when nothing is in its way."""
+        return next(iter(self._reasons.copy().values()), None)
+
+    def __call__(self, action: Callable[[], T]) -> T:
+        """The result of `action`. Raises `Stopped` when stopped meanwhile, and every error that waiting cannot mend."""
+        me, delay = threading.get_ident(), 0.1
+        try:
+            while not self._stop.is_set():
+                try:
+                    return action()
+                except (StorageError, RedisError, AssemblyError) as error:
+                    reason = _reason(error)
+                    if reason is None:
+                        raise
+                    if self._reasons.get(me) != reason:
+                        self._log.warning("%s (%s); trying again until it is back", reason, _named(error))
+                    self._reasons[me] = reason
+                self._wait(delay * random.uniform(0.5, 1.0))
+                delay = min(2 * delay, self._max_seconds)
+            raise Stopped
+        finally:
+            if self._reasons.pop(me, None) is not None and not self._stop.is_set():
+                self._log.info("continuing")
+
+    def _wait(self, seconds: float) -> None:
+        if self._meanwhile is None:
+            self._stop.wait(seconds)
+            return
+        end = time.monotonic() + seconds
+        while not self._stop.is_set() and (left := end - time.monotonic()) > 0:
+            self._meanwhile()
+            self._stop.wait(min(left, self._every_seconds))
+
+
+def _reason(error: Exception) -> str | None:
+    if isinstance(error, RedisError):
+        return "Redis is not reachable"
+    if isinstance(error, StoreFull) or _cause_number(error) in (errno.ENOSPC, errno.EDQUOT):
+        return "disk is full"
+    if isinstance(error, StoreMisconfigured):
+        return "storage refuses access or does not exist"
+    if isinstance(error, StorageError) and error.retryable:
+        return "storage is not reachable"
+    return None
+
+
+def _cause_number(error: BaseException) -> int | None:
+    number = getattr(error.__cause__, "errno", None)  # OSError and FFmpeg's errors have one
+    return number if isinstance(number, int) else None
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if isinstance(error, StorageError) else type(error).__name__
+
+
+class Channel(Generic[T]):
+    """A bounded queue between two stages that ends when it is closed or the video is stopped."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._closed = self._stopped = False
+        self._changed = threading.Condition()
+
+    def put(self, item: T) -> None:
+        """Waits for room. Raises `Stopped`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or len(self._items) < self._capacity)
+            if self._stopped:
+                raise Stopped
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Nothing is wanted any more."""
+        with self._changed:
+            self._stopped = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        """Items until the channel is closed. Raises `Stopped`."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._closed or bool(self._items))
+                if self._stopped:
+                    raise Stopped
+                if not self._items:
+                    return
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which frames of a video each of its chunks holds."""
+
+    frames: int
+    """Frames of the whole video."""
+    chunk_latents: int
+    geometry: Geometry
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of the whole video; the last holds at least one frame."""
+        return -(-self.geometry.latents_for_frames(self.frames) // self.chunk_latents)
+
+    def first_frame(self, chunk: int) -> int:
+        return self.geometry.frames_for_latents(chunk * self.chunk_latents)
+
+    def frames_of(self, chunk: int) -> int:
+        """Frames of a chunk; the last one is trimmed, so that the video has exactly its frames."""
+        return min(self.first_frame(chunk + 1), self.frames) - self.first_frame(chunk)
+
+    def chunk_of(self, frame: int) -> int:
+        """The chunk that holds a frame."""
+        return (self.geometry.latents_for_frames(frame + 1) - 1) // self.chunk_latents
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    emission: Emission
+    frames: VideoFrames
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    record: ChunkRecord
+    init: bytes
+    segment: bytes
+    latents: bytes
+    checkpoint: bytes
+
+
+class StageError(Exception):
+    """A stage failed for good; `__cause__` says why."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"{stage} failed")
+        self.stage = stage
+
+
+class Archive:
+    """What one worker writes to the store about one video beside its chunks: manifest and superseded checkpoints."""
+
+    def __init__(self, spec: VideoSpec, store: VideoStore, objects: ObjectStore, patience: Patience) -> None:
+        self._spec, self._store, self._objects, self._patience = spec, store, objects, patience
+        self._superseded: deque[tuple[float, int]] = deque()
+        self._named: int | None = None
+        self._due = 0.0
+
+    def write_manifest(self, *, status: Status | None = None, seconds: float = 0.0) -> None:
+        """Writes the record as Redis has it now (with another status, if given); not again within `seconds`."""
+        started = time.monotonic()
+        video = self._patience(lambda: self._store.get(self._spec.id))
+        if video is None:
+            raise VideoGone(self._spec.id)
+        if status is not None:
+            changes = {"status": status, "completed_at": time.time(), "stalled": None}
+            video = Video(spec=video.spec, state=video.state.model_copy(update=changes))
+        chunks = self._patience(lambda: self._store.chunks(video.id, 0, video.state.chunks_ready))
+        manifest = Manifest.of(video, chunks).to_json()
+        self._patience(lambda: self._objects.put(manifest_key(video.id), manifest))
+        self._named = video.state.checkpoint
+        now = time.monotonic()
+        self._due = now + max(seconds, (now - started) / MANIFEST_SHARE)
+
+    @property
+    def manifest_due(self) -> bool:
+        return time.monotonic() >= self._due
+
+    def supersede(self, chunk: int) -> None:
+        """The checkpoint of `chunk` is not the newest any more; it goes when nothing can name it."""
+        self._superseded.append((time.monotonic(), chunk))
+        while self._superseded and self._superseded[0][0] < time.monotonic() - KEEP_CHECKPOINT_SECONDS:
+            _, old = self._superseded[0]
+            if old == self._named:
+                return
+            self._superseded.popleft()
+            self._delete(old)
+
+    def adopt(self, current: int) -> None:
+        """Learns of the checkpoints that earlier attempts left beside that of chunk `current`."""
+        now = time.monotonic()
+        self._superseded.extend((now, number) for number in self._stored() if number != current)
+
+    def prune(self, keep: int | None) -> None:
+        """Removes every checkpoint but one."""
+        self._superseded.clear()
+        for number in self._stored():
+            if number != keep:
+                self._delete(number)
+
+    def _stored(self) -> list[int]:
+        folder = video_prefix(self._spec.id) + "checkpoints/"
+        keys = self._patience(lambda: [info.key for info in self._objects.list(folder)])
+        return [number for number in map(chunk_number, keys) if number is not None]
+
+    def _delete(self, number: int) -> None:
+        self._patience(lambda: self._objects.delete(checkpoint_key(self._spec.id, number)))
+
+
+class Pipeline:
+    """The stages of one video from its next chunk on. When they end, well or not, `ended` is true and `wake` is set."""
+
+    def __init__(
+        self,
+        *,
+        spec: VideoSpec,
+        fence: str,
+        layout: Layout,
+        next_chunk: int,
+        track: Track,
+        decoder: StreamedDecoder,
+        encoder: EncoderSettings,
+        store: VideoStore,
+        objects: ObjectStore,
+        patience: Patience,
+        stop: threading.Event,
+        wake: threading.Event,
+        stage_queue: int,
+        manifest_seconds: float,
+        log: Log,
+    ) -> None:
+        """`decoder` stands where `track` does, which may be before `next_chunk`: what comes before is not written."""
+        self.committed = next_chunk
+        self.error: BaseException | None = None
+        self.ended = False
+        self._spec, self._fence, self._layout = spec, fence, layout
+        self._next_chunk, self._track = next_chunk, track
+        self._decoder, self._encoder = decoder, encoder
+        self._store, self._objects, self._patience = store, objects, patience
+        self._archive = Archive(spec, store, objects, patience)
+        self._stop, self._wake = stop, wake
+        self._manifest_seconds = manifest_seconds
+        self._log = log
+        self._frames: Channel[_Decoded] = Channel(stage_queue)
+        self._segments: Channel[_Encoded] = Channel(stage_queue)
+        stages: list[tuple[str, Callable[[], None]]] = [
+            ("decode", self._decode),
+            ("encode", self._encode),
+            ("upload", self._upload),
+        ]
+        self._threads = [
+            threading.Thread(target=self._guarded, args=stage, name=f"{stage[0]} {spec.id}", daemon=True)
+            for stage in stages
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends all stages as soon as what they are in the middle of is done."""
+        self._stop.set()
+        self._track.stop()
+        self._frames.stop()
+        self._segments.stop()
+
+    def join(self, timeout_seconds: float | None = None) -> bool:
+        """Waits for the stages to end; False when they do not in time."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _guarded(self, name: str, stage: Callable[[], None]) -> None:
+        try:
+            stage()
+        except Stopped:
+            pass
+        except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
+            if self.error is None:
+                self.error = StageError(name)
+                self.error.__cause__ = error
+            self.stop()
+        else:
+            if name != "upload":
+                return
+        self.ended = True
+        self._wake.set()
+
+    # -- the stages -------------------------------------------------------------------------------------
+
+    def _decode(self) -> None:
+        with torch.inference_mode():
+            while (emission := self._track.take()) is not None:
+                frames = self._decoder.push(emission.latents)
+                if emission.chunk < self._next_chunk:
+                    continue
+                wanted = self._layout.frames_of(emission.chunk)
+                if len(frames) < wanted:
+                    raise ValueError(f"the decoder gave {len(frames)} frames where {wanted} were due")
+                self._frames.put(_Decoded(emission, frames[:wanted]))
+        self._frames.close()
+
+    def _encode(self) -> None:
+        for decoded in self._frames:
+            index = decoded.emission.chunk
+            first = self._layout.first_frame(index)
+            chunk = encode_chunk(decoded.frames, index, first, self._spec.fps, self._encoder)
+            record = ChunkRecord(
+                index=index,
+                first_frame=first,
+                frames=chunk.frames,
+                bytes=len(chunk.segment),
+                sha256=hashlib.sha256(chunk.segment).hexdigest(),
+                created_at=time.time(),
+            )
+            checkpoint = pack_checkpoint(index, decoded.emission.state, self._encoder)
+            latents = pack_latents(decoded.emission.latents)
+            self._segments.put(_Encoded(record, chunk.init, chunk.segment, latents, checkpoint))
+        self._segments.close()
+
+    def _upload(self) -> None:
+        self._archive.write_manifest(seconds=self._manifest_seconds)
+        if self._next_chunk:
+            self._archive.adopt(self._next_chunk - 1)
+        for chunk in self._segments:
+            index = chunk.record.index
+            if index == 0:
+                self._put(init_key(self._spec.id), chunk.init)
+            self._put(chunk_key(self._spec.id, index), chunk.segment)
+            self._put(latents_key(self._spec.id, index), chunk.latents)
+            self._put(checkpoint_key(self._spec.id, index), chunk.checkpoint)
+            self._commit(chunk.record)
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._patience(lambda: self._objects.put(key, data))
+
+    def _commit(self, record: ChunkRecord) -> None:
+        changes: dict[str, object] = {"checkpoint": record.index}
+        if record.index == 0:
+            changes["first_chunk_at"] = time.time()
+        if record.index == self._layout.chunks - 1:
+            changes["forwards_done"] = self._track.forwards_done
+        self._patience(lambda: self._store.commit_chunk(self._spec, self._fence, record, **changes))
+        self.committed = record.index + 1
+        self._log.debug("chunk %d committed, %d bytes", record.index, record.bytes)
+        if record.index:
+            self._archive.supersede(record.index - 1)
+        if self._archive.manifest_due:
+            self._archive.write_manifest(seconds=self._manifest_seconds)
+
+
+def conclude(
+    *,
+    video: Video,
+    fence: str,
+    status: Literal["completed", "cancelled"],
+    store: VideoStore,
+    objects: ObjectStore,
+    patience: Patience,
+) -> None:
+    """Makes one MP4 of the committed chunks, its stills and the last manifest, then ends the video.
+
+    A cancelled video keeps what was made of it. Raises `AssemblyError`, `FenceLost`, `VideoGone` and `Stopped`.
+    """
+    final_bytes: int | None = None
+    if video.state.chunks_ready:
+        with tempfile.TemporaryDirectory(prefix="longtake-") as folder:
+            path = Path(folder) / "video.mp4"
+            patience(lambda: _assemble(video, path, objects, patience))
+            final_bytes = path.stat().st_size
+            width = min(THUMBNAIL_WIDTH, video.spec.width)
+            still = spritesheet(path, columns=1, rows=1, tile_width=width)
+            sheet = spritesheet(path)
+            patience(lambda: objects.put(final_key(video.id), path))
+            patience(lambda: objects.put(thumbnail_key(video.id), still))
+            patience(lambda: objects.put(spritesheet_key(video.id), sheet))
+    patience(lambda: store.update(video.id, fence, final_bytes=final_bytes))
+    archive = Archive(video.spec, store, objects, patience)
+    archive.write_manifest(status=Status(status))
+    archive.prune(video.state.checkpoint)
+    patience(lambda: store.finish(video, fence, status, final_bytes=final_bytes))
+
+
+def _assemble(video: Video, path: Path, objects: ObjectStore, patience: Patience) -> None:
+    """Reads one segment at a time, waiting for each as long as it takes."""
+
+    def read(key: str) -> bytes:
+        return patience(lambda: objects.get(key))
+
+    segments = (read(chunk_key(video.id, number)) for number in range(video.state.chunks_ready))
+    init = read(init_key(video.id))
+    assemble_final(init, segments, path, video.state.frames_ready, video.spec.fps)
