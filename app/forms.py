@@ -1,0 +1,228 @@
+"""The body of a POST as one nested dict, whether it came as JSON, multipart or urlencoded.
+
+Form field names nest as the OpenAI SDKs write them: `a[b]` is a member, `a[]` an element, `a[][b]` a member of an
+element. Nothing is guessed and nothing is dropped: a body that is cut off, repeats a field or is not UTF-8 is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from app.errors import APIError, invalid, quoted
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+_MAX_FIELDS = 1000
+_MAX_DEPTH = 4
+_NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """An uploaded file of a multipart form."""
+
+    filename: str
+    content_type: str
+    data: bytes
+
+
+async def read_body(request: Request) -> dict[str, Any]:
+    """The fields of a request's body. Form scalars stay strings.
+
+    Raises `APIError`: 400 for a malformed body, 415 for another media type.
+    """
+    media_type, options = parse_options_header(request.headers.get("content-type"))
+    match media_type.lower():
+        case b"application/json":
+            return _from_json(await request.body())
+        case b"multipart/form-data":
+            return nested(await _from_multipart(request, options.get(b"boundary", b"")))
+        case b"application/x-www-form-urlencoded":
+            return nested(_from_urlencoded(await request.body()))
+    raise APIError(
+        415,
+        "The body must be application/json or multipart/form-data.",
+        code="unsupported_media_type",
+        param="Content-Type",
+    )
+
+
+def nested(fields: Iterable[tuple[str, str | FilePart]]) -> dict[str, Any]:
+    """Fields with bracketed names as nested dicts and lists, in the order given."""
+    root: dict[str, Any] = {}
+    for name, value in fields:
+        match = _NAME.fullmatch(name)
+        path = [match[1], *(part[:-1] for part in match[2].split("[")[1:])] if match else []
+        if not match or len(path) > _MAX_DEPTH:
+            raise invalid(f"Malformed field name: {quoted(name)}.", param=None)
+        _insert(root, path, value, name)
+    return root
+
+
+def json_value(text: str) -> Any:
+    """Parses JSON strictly: no NaN or Infinity, no member given twice. Raises ValueError."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once_each)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a member is given twice")
+    return members
+
+
+def _malformed(message: str) -> APIError:
+    return invalid(message, param=None, code="malformed_body")
+
+
+def _from_json(body: bytes) -> dict[str, Any]:
+    try:
+        value = json_value(body.decode())
+    except UnicodeDecodeError as error:
+        raise _malformed("The JSON body is not UTF-8.") from error
+    except ValueError as error:
+        raise _malformed(f"The body is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise _malformed("The JSON body must be an object.")
+    return value
+
+
+def _from_urlencoded(body: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=bool(body),
+            errors="strict",
+            max_num_fields=_MAX_FIELDS,
+        )
+    except ValueError as error:
+        raise _malformed("The urlencoded body is malformed.") from error
+
+
+async def _from_multipart(request: Request, boundary: bytes) -> list[tuple[str, str | FilePart]]:
+    if not boundary:
+        raise _malformed("The Content-Type of the multipart body names no boundary.")
+    parts = _Parts()
+    try:
+        parser = MultipartParser(boundary, parts.callbacks())
+        async for block in request.stream():
+            parser.write(block)
+    except FormParserError as error:
+        raise _malformed("The multipart body is malformed.") from error
+    if not parts.ended:
+        raise _malformed("The multipart body ends too early.")
+    return parts.fields
+
+
+class _Parts:
+    """Collects the parts of a multipart body. The body is limited, so they fit in memory."""
+
+    def __init__(self) -> None:
+        self.fields: list[tuple[str, str | FilePart]] = []
+        self.ended = False
+        self._headers: dict[str, bytes] = {}
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._data = bytearray()
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._on_header_name,
+            "on_header_value": self._on_header_value,
+            "on_header_end": self._on_header_end,
+            "on_part_data": self._on_data,
+            "on_part_end": self._on_part_end,
+            "on_end": self._on_end,
+        }
+
+    def _begin(self) -> None:
+        self._headers = {}
+        self._data = bytearray()
+
+    def _on_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        self._headers[self._header_name.decode("latin-1").lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+
+    def _on_part_end(self) -> None:
+        if len(self.fields) >= _MAX_FIELDS:
+            raise _malformed(f"The form has more than {_MAX_FIELDS} fields.")
+        _, options = parse_options_header(self._headers.get("content-disposition"))
+        if b"name" not in options:
+            raise _malformed("A part of the multipart body has no name.")
+        try:
+            name = options[b"name"].decode()
+            if b"filename" in options:
+                filename = options[b"filename"].decode()
+                content_type = self._headers.get("content-type", b"").decode("latin-1")
+                self.fields.append((name, FilePart(filename, content_type, bytes(self._data))))
+            else:
+                self.fields.append((name, self._data.decode()))
+        except UnicodeDecodeError as error:
+            raise _malformed("A field of the multipart body is not UTF-8.") from error
+
+    def _on_end(self) -> None:
+        self.ended = True
+
+
+def _insert(root: dict[str, Any], path: list[str], value: str | FilePart, name: str) -> None:
+    node: Any = root
+    for at, part in enumerate(path):
+        inner = path[at + 1] if at + 1 < len(path) else None
+        if part == "":
+            node = _append(node, inner, value, name)
+        elif not isinstance(node, dict):
+            raise _conflicting(name)
+        elif inner is None:
+            if part in node:
+                raise invalid(f"The field {quoted(name)} is given more than once.", param=path[0])
+            node[part] = value
+        else:
+            node = node.setdefault(part, [] if inner == "" else {})
+
+
+def _append(node: Any, inner: str | None, value: str | FilePart, name: str) -> Any:
+    if not isinstance(node, list):
+        raise _conflicting(name)
+    if inner is None:
+        node.append(value)
+        return None
+    # Members may come element by element (x, y, x, y) or, as from the OpenAI SDKs, member by member (x, x, y, y): each
+    # goes to the first element that lacks it. That is unambiguous as long as all elements have the same members.
+    for element in node:
+        if isinstance(element, dict) and inner not in element:
+            return element
+    node.append([] if inner == "" else {})
+    return node[-1]
+
+
+def _conflicting(name: str) -> APIError:
+    return invalid(f"The field {quoted(name)} contradicts another field of the form.", param=None)

@@ -1,0 +1,309 @@
+"""The HTTP application, and the server that runs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import anyio.to_thread
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app import __version__
+from app.context import Context
+from app.errors import APIError, from_redis, from_status, from_storage, from_validation, not_found
+from app.logs import configure_logging
+from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
+from app.routes import chunks, events, operations, page, reference, videos
+from app.schemas import CreateVideo
+from app.settings import Settings
+from app.storage import StorageError
+
+log = logging.getLogger(__name__)
+
+# Requests that may wait for Redis or the store at the same time; event streams need no thread.
+_THREADS = 64
+
+_MAX_HEAD_BYTES = 64 * 1024
+
+_DESCRIPTION = """
+Turns a prompt into a long video that can be watched while it is being made.
+
+Every error, whatever its cause, is `{"error": {"message", "type", "param", "code"}}`. The stock OpenAI SDK drives
+`/v1/videos` unchanged.
+"""
+
+
+_ROUTERS = (
+    videos.router,
+    chunks.router,
+    events.router,
+    operations.router,
+    page.router,
+    reference.router,
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Connects to nothing yet. Raises ValueError when the settings name no Redis."""
+    context = Context(settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        await context.events.start()
+        yield
+        await context.events.close()
+        await context.events.disconnect()
+
+    app = FastAPI(
+        title="longtake",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        middleware=_middleware(settings),
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.context = context
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.mount("/static", page.files, name="static")
+    _handle_errors(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def serve(settings: Settings, *, ready: Callable[[str, int], None] | None = None) -> int:
+    """Runs the API until SIGTERM or SIGINT and returns the exit code. Prints nothing; logs to stderr.
+
+    `ready` is called with the host and the real port (also when port 0 was asked for) once requests are answered.
+    """
+    configure_logging(settings)
+    try:
+        app = create_app(settings)
+        listener = _listen(settings.host, settings.port)
+    except (OSError, ValueError) as error:
+        log.error("the API cannot start: %s", error)
+        return 1
+    _raise_file_limit()
+    config = uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=2048,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
+    )
+    host, port = listener.getsockname()[:2]
+
+    def started() -> None:
+        log.info("listening on %s port %d", host, port)
+        if ready is not None:
+            ready(host, port)
+
+    server = Server(config, app.state.context, started)
+    with listener, _quiet_signals():
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+class Server(uvicorn.Server):
+    """uvicorn waits for open responses before the lifespan ends: event streams have to end before that."""
+
+    def __init__(self, config: uvicorn.Config, context: Context, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._context = context
+        self._tell_started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._tell_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._context.events.close()
+        await super().shutdown(sockets)
+
+
+class _Protocol(HttpToolsProtocol):
+    """What is not even HTTP is refused in the shape of all other errors, and so is a head that does not end."""
+
+    _in_head = True
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        error = APIError(400, msg, code="malformed_request")
+        body = json.dumps(error.body()).encode()
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    origins = [origin.strip().rstrip("/") for origin in settings.cors_origins.split(",") if origin.strip()]
+    layers = [Middleware(RequestLog)]
+    if origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["GET", "HEAD", "POST", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=[
+                    "Content-Disposition",
+                    "Content-Range",
+                    "ETag",
+                    "Retry-After",
+                    "openai-poll-after-ms",
+                    "x-request-id",
+                ],
+                max_age=3600,
+            )
+        )
+    layers.append(Middleware(CrossSiteGuard, allowed=origins))
+    layers.append(Middleware(BodyLimit, max_bytes=settings.max_body_bytes))
+    return layers
+
+
+def _handle_errors(app: FastAPI) -> None:
+    async def known(_request: Request, error: APIError) -> Response:
+        return error.response()
+
+    async def away(_request: Request, error: RedisError) -> Response:
+        log.warning("Redis is away: %s", type(error).__name__)
+        return from_redis(error).response()
+
+    async def stored(_request: Request, error: StorageError) -> Response:
+        answer = from_storage(error)
+        if answer.status >= 500:
+            # The log has the cause, which may name hosts and paths; the client's message does not.
+            log.warning("the object store failed: %s (%s)", error, error.__cause__)
+        return answer.response()
+
+    async def refused(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(
+                _methods(request.url.path)
+            )  # the framework knows of the first route only
+        return from_status(error.status_code, headers).response()
+
+    async def malformed(_request: Request, error: RequestValidationError) -> Response:
+        problems = error.errors()
+        if problems[0]["loc"][0] == "path":
+            return not_found("There is nothing at this address.").response()
+        return from_validation(problems, skip=1).response()
+
+    handlers: dict[type[Exception], Any] = {
+        APIError: known,
+        RedisError: away,
+        StorageError: stored,
+        HTTPException: refused,
+        RequestValidationError: malformed,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _methods(path: str) -> list[str]:
+    """Every method that some route takes at a path."""
+    return sorted(
+        {
+            method
+            for router in _ROUTERS
+            for route in router.routes
+            if isinstance(route, Route) and route.path_regex.match(path)
+            for method in route.methods or ()
+        }
+    )
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document: FastAPI's, less its own validation errors (ours are 400), plus the request body."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        schemas = document["components"]["schemas"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        for operations_of_path in document["paths"].values():
+            for operation in operations_of_path.values():
+                content = operation["responses"].get("422", {}).get("content", {})
+                if "HTTPValidationError" in json.dumps(content):
+                    del operation["responses"]["422"]
+        create = CreateVideo.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= create.pop("$defs", {})
+        schemas["CreateVideo"] = create
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"{host} port {port}: {error.strerror}") from error
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """Every watcher is an open file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextmanager
+def _quiet_signals() -> Any:
+    """uvicorn raises the signal that ended it once more; the end was asked for, and is no failure."""
+    with ExitStack() as restore:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                restore.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        yield

@@ -1,0 +1,151 @@
+"""Around every request: its id, one line in the log, a limit on its body, and no stack trace in its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import APIError, body_too_large, internal
+
+access_log = logging.getLogger("app.access")
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_DISCARD_BYTES = 64 * 1024 * 1024
+_DISCARD_SECONDS = 5.0
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+
+
+class RequestLog:
+    """Names each request, logs it when it is over, and answers 500 when it fails.
+
+    The line holds the path without its query, and no header but the id: neither keys nor prompts reach the log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        began = time.perf_counter()
+        status = 0
+
+        async def named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=message.setdefault("headers", []))
+                headers["x-request-id"] = request_id
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, named)
+        except ClientDisconnect:
+            status = status or 499
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if status:
+                raise  # the answer has begun: only a cut connection tells the client that it is not whole
+            await internal().response()(scope, receive, named)
+        finally:
+            access_log.info(
+                "%s %s %s",
+                scope["method"],
+                # Escapes keep line breaks, terminal codes and half characters in a path out of the log.
+                scope["path"].encode("unicode_escape").decode("ascii"),
+                status or 500,
+                extra={
+                    "request_id": request_id,
+                    "milliseconds": round((time.perf_counter() - began) * 1000, 1),
+                    "client": (scope.get("client") or ("",))[0],
+                },
+            )
+
+
+class BodyLimit:
+    """Refuses bodies above a size with 413: at once by their announced length, else by the bytes that arrive."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "")
+        if announced.isascii() and announced.isdigit() and int(announced[:20]) > self.max_bytes:
+            if "expect" not in headers:  # such a client waits to be asked for its body
+                await _discard(receive)
+            await body_too_large(self.max_bytes).response()(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self.max_bytes:
+                    if message.get("more_body"):
+                        await _discard(receive)
+                    raise body_too_large(self.max_bytes)
+            return message
+
+        await self.app(scope, counted, send)
+
+
+async def _discard(receive: Receive) -> None:
+    """Takes the rest of a body from the wire, within reason.
+
+    A connection that is closed while the client still sends is reset, and the client never sees the answer.
+    """
+    seen, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            while more and seen < _DISCARD_BYTES:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                more = message["type"] == "http.request" and message.get("more_body", False)
+
+
+class CrossSiteGuard:
+    """Refuses what another web site makes a visitor's browser send, unless that site is allowed.
+
+    A form on any page can post to a service on the visitor's own machine or network without asking first. Browsers
+    say so in `Sec-Fetch-Site`; programs do not send it.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self.app = app
+        self.allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in _SAFE_METHODS and "*" not in self.allowed:
+            headers = Headers(scope=scope)
+            other_site = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            if other_site and headers.get("origin") not in self.allowed:
+                refusal = APIError(
+                    403,
+                    "Other web sites may not call this service.",
+                    code="cross_site_request",
+                    param="Origin",
+                )
+                await refusal.response()(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

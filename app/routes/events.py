@@ -1,0 +1,115 @@
+"""Server-sent events of a video (HTML Standard, section 9.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from starlette.types import Receive, Scope, Send
+
+from app.context import Ctx, no_video
+from app.errors import invalid, quoted
+from app.jobs.events import EventHub, EventId, InvalidEventId, Watch, parse_event_id
+from app.jobs.store import VideoGone
+from app.routes.documentation import errors
+
+router = APIRouter(prefix="/v1/videos", tags=["events"])
+
+log = logging.getLogger(__name__)
+
+
+@router.get(
+    "/{video_id}/events",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Events `status`, `progress`, `chunk`, and one of `completed`, `failed`, `cancelled` "
+            "as the last. The data of `chunk` is a chunk object, of `progress` what has changed, of all others the "
+            "video.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        204: {"description": "The video has ended and the client has had its last event: do not reconnect."},
+        **errors(400, 404, 503),
+    },
+    summary="Follow a video",
+)
+async def video_events(
+    video_id: str,
+    ctx: Ctx,
+    last_event_id: Annotated[
+        str | None, Header(description="Id of the last event received: only later ones are sent.")
+    ] = None,
+    query_event_id: Annotated[
+        str | None,
+        Query(alias="last_event_id", description="The same for clients that cannot set headers."),
+    ] = None,
+) -> Response:
+    """Everything that has happened to the video, then everything that happens, without gap or repeat.
+
+    Each event has an id. A comment line keeps idle connections open. The stream ends after the last event.
+    """
+    # A browser that reconnects sends the header, which is newer than what its URL says.
+    if last_event_id is not None:
+        last = _event_id(last_event_id, "Last-Event-ID")
+    else:
+        last = _event_id(query_event_id, "last_event_id")
+    try:
+        watch = await ctx.events.watch(ctx.video_id(video_id), last)
+    except VideoGone as error:
+        raise no_video() from error
+    if watch.exhausted:
+        ctx.events.leave(watch)
+        return Response(status_code=204)
+    return _EventStream(ctx.events, watch)
+
+
+def _event_id(text: str | None, param: str) -> EventId | None:
+    if not text:
+        return None  # browsers send none, or an empty one, before they had an event
+    try:
+        return parse_event_id(text)
+    except InvalidEventId as error:
+        raise invalid(
+            f"{quoted(text)} is not the id of an event. Send the `id:` of an event of this stream, or none.",
+            param=param,
+            code="invalid_event_id",
+        ) from error
+
+
+class _EventStream(Response):
+    """Sends a watch. It exists before the status line is sent, so Redis being away is a 503 and not a broken 200."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, hub: EventHub, watch: Watch) -> None:
+        super().__init__()
+        del self.headers["content-length"]
+        self.headers["Cache-Control"] = "no-cache, no-transform"
+        self.headers["X-Accel-Buffering"] = "no"
+        self._hub = hub
+        self._watch = watch
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def until_the_client_leaves() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._watch.end()
+
+        leaving = asyncio.create_task(until_the_client_leaves())
+        # A client that takes nothing for this long, heartbeats included, is not there any more.
+        patience = 2 * self._hub.heartbeat_seconds
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async with aclosing(self._hub.frames(self._watch)) as frames:
+                async for frame in frames:
+                    async with asyncio.timeout(patience):
+                        await send({"type": "http.response.body", "body": frame, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            log.info("a watcher of %s takes nothing any more: cut off", self._watch.video_id)
+        finally:
+            leaving.cancel()
+            self._hub.leave(self._watch)

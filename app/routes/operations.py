@@ -1,0 +1,93 @@
+"""Models, liveness, readiness."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+
+from app import __version__
+from app.context import Context, Ctx
+from app.errors import APIError, from_redis, from_storage, not_found, quoted
+from app.jobs.job import ModelCard
+from app.routes.documentation import errors
+from app.schemas import ModelList, ModelObject, model_object
+from app.storage import StorageError
+
+router = APIRouter()
+log = logging.getLogger(__name__)
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+    version: str = __version__
+
+
+class Readiness(BaseModel):
+    """Whether requests can be served. No worker is no obstacle: videos wait in line for one."""
+
+    status: Literal["ready"] = "ready"
+    redis: Literal["ok"] = "ok"
+    storage: Literal["ok"] = "ok"
+    workers: int
+    models: list[str]
+
+
+@router.get("/v1/models", response_model=ModelList, responses=errors(503), tags=["models"])
+def list_models(ctx: Ctx) -> ModelList:
+    """Models that workers have registered, with what can be asked of them."""
+    return ModelList(data=[_wire(card, ctx) for card in ctx.videos.models().values()])
+
+
+@router.get(
+    "/v1/models/{model:path}", response_model=ModelObject, responses=errors(404, 503), tags=["models"]
+)
+def retrieve_model(model: str, ctx: Ctx) -> ModelObject:
+    """One model. Its name may hold slashes, as those of a model hub do."""
+    card = ctx.videos.models().get(model)
+    if card is None:
+        raise not_found(f"There is no model {quoted(model)}.", code="model_not_found", param="model")
+    return _wire(card, ctx)
+
+
+def _wire(card: ModelCard, ctx: Context) -> ModelObject:
+    limits = ctx.settings
+    return model_object(
+        card,
+        default_seconds=min(limits.default_seconds, limits.max_seconds),
+        min_seconds=limits.min_seconds,
+        max_seconds=limits.max_seconds,
+    )
+
+
+@router.get("/healthz", response_model=Health, tags=["operations"])
+async def healthz() -> Health:
+    """Liveness: says nothing about Redis or the store, whose absence a restart would not cure."""
+    return Health()
+
+
+@router.get("/readyz", response_model=Readiness, responses=errors(503), tags=["operations"])
+def readyz(ctx: Ctx) -> Readiness | Response:
+    """Readiness: Redis and the store answer. How many workers live is said, and does not count."""
+    checks: dict[str, Any] = {"redis": "ok", "storage": "ok"}
+    failure: APIError | None = None
+    try:
+        ctx.objects.check()
+    except StorageError as error:
+        log.warning("not ready: %s", error)
+        failure, checks["storage"] = from_storage(error), error.code
+    try:
+        workers, models = len(ctx.videos.workers()), list(ctx.videos.models())
+    except RedisError as error:
+        log.warning("not ready: %s", type(error).__name__)
+        failure, checks["redis"] = from_redis(error), "redis_unavailable"
+    if failure is not None:
+        body = {**failure.body(), "status": "unavailable", **checks}
+        return JSONResponse(body, failure.status, {"Cache-Control": "no-store", **failure.headers})
+    return Readiness(workers=workers, models=models)

@@ -1,0 +1,259 @@
+"""Videos: create, look at, list, cancel, delete, download."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse
+
+from app.context import Context, Ctx, no_video
+from app.errors import APIError, conflict, invalid, not_found, too_many
+from app.forms import read_body
+from app.jobs.job import Status, Video
+from app.jobs.store import IdempotencyMismatch, QueueFull, VideoGone
+from app.media_container import partial_header
+from app.object_response import IMMUTABLE, REVALIDATE, Part, not_modified, object_response
+from app.routes.documentation import errors, file
+from app.schemas import CreateVideo, VideoDeleted, VideoList, VideoObject
+from app.specification import digest, parse_create, specify
+from app.storage import ObjectNotFound
+from app.storage.objects import (
+    chunk_key,
+    content_type_of,
+    final_key,
+    init_key,
+    spritesheet_key,
+    thumbnail_key,
+    video_prefix,
+)
+
+router = APIRouter(prefix="/v1/videos", tags=["videos"])
+
+Variant = Literal["video", "thumbnail", "spritesheet"]
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}", re.ASCII)
+
+# Life of a redirect to the store, long enough for a slow client to begin, and to resume for a while.
+_PRESIGNED_SECONDS = 3600
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            media_type: {"schema": {"$ref": "#/components/schemas/CreateVideo"}}
+            for media_type in ("application/json", "multipart/form-data")
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    response_model=VideoObject,
+    responses=errors(400, 413, 415, 422, 429, 503),
+    openapi_extra=_BODY,
+    summary="Ask for a video",
+)
+async def create_video(
+    request: Request,
+    response: Response,
+    ctx: Ctx,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Repeating a request with the same key and body gives the first answer for a day."
+        ),
+    ] = None,
+) -> VideoObject:
+    """Puts a video in line. Poll the answer's id, follow its `events_url`, or play its `playlist_url`."""
+    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise invalid("It must be 1 to 255 printable ASCII characters.", param="Idempotency-Key")
+    asked = parse_create(await read_body(request))
+    created, replayed = await run_in_threadpool(_create, ctx, asked, idempotency_key)
+    response.headers["openai-poll-after-ms"] = str(ctx.settings.poll_after_ms)
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return created
+
+
+def _create(ctx: Context, asked: CreateVideo, key: str | None) -> tuple[VideoObject, bool]:
+    spec = specify(asked, ctx.videos.models(), ctx.settings)
+    try:
+        created = ctx.videos.create(spec, idempotency=None if key is None else (key, digest(asked)))
+    except IdempotencyMismatch as error:
+        raise APIError(
+            422,
+            "This Idempotency-Key was used before with another body.",
+            code="idempotency_mismatch",
+            param="Idempotency-Key",
+        ) from error
+    except QueueFull as error:
+        raise too_many(
+            f"{ctx.settings.max_queued} videos are waiting already.",
+            code="queue_full",
+            retry_after_seconds=30,
+        ) from error
+    return ctx.wire(created.video)[0], created.replayed
+
+
+@router.get("", response_model=VideoList, responses=errors(400, 503), summary="List videos")
+def list_videos(
+    ctx: Ctx,
+    after: Annotated[str | None, Query(description="The `last_id` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
+    status: Status | None = None,
+) -> VideoList:
+    """A page of videos, the newest first."""
+    try:
+        videos, more = ctx.videos.page(
+            "", limit=limit, after=after, newest_first=order == "desc", status=status
+        )
+    except KeyError as error:
+        raise invalid("There is no such video.", param="after") from error
+    data = ctx.wire(*videos)
+    return VideoList(
+        data=data,
+        has_more=more,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+    )
+
+
+@router.get("/{video_id}", response_model=VideoObject, responses=errors(404, 503), summary="Look at a video")
+def retrieve_video(video_id: str, response: Response, ctx: Ctx) -> VideoObject:
+    """The video as it is now. One that failed is an answer like any other, with `status: failed` and its `error`."""
+    response.headers["openai-poll-after-ms"] = str(ctx.settings.poll_after_ms)
+    response.headers["Cache-Control"] = "no-store"
+    return ctx.wire(ctx.video(video_id))[0]
+
+
+@router.delete(
+    "/{video_id}", response_model=VideoDeleted, responses=errors(404, 503), summary="Delete a video"
+)
+def delete_video(video_id: str, ctx: Ctx) -> VideoDeleted:
+    """Stops the video if it is being made, and removes its record and every file of it."""
+    video = ctx.video(video_id)
+    # Files first: if the store is away, the record stays and the request can be repeated.
+    ctx.objects.delete_prefix(video_prefix(video.id))
+    ctx.videos.delete(video)
+    if video.state.status is Status.IN_PROGRESS:
+        ctx.objects.delete_prefix(video_prefix(video.id))  # a chunk may have been uploaded in between
+    return VideoDeleted(id=video.id)
+
+
+@router.post(
+    "/{video_id}/cancel",
+    response_model=VideoObject,
+    responses=errors(404, 409, 503),
+    summary="Stop a video",
+)
+def cancel_video(video_id: str, ctx: Ctx) -> VideoObject:
+    """A waiting video is cancelled at once; a running one stops at its next forward and keeps its chunks.
+
+    Cancelling it again changes nothing. A video that has completed or failed cannot be cancelled any more (409).
+    """
+    try:
+        video = ctx.videos.request_cancel(ctx.video(video_id).id)
+    except VideoGone as error:
+        raise no_video() from error
+    if video.state.status in (Status.COMPLETED, Status.FAILED):
+        raise conflict(f"The video has {video.state.status} already.", code=f"video_{video.state.status}")
+    return ctx.wire(video)[0]
+
+
+@router.head("/{video_id}/content", include_in_schema=False)
+@router.get(
+    "/{video_id}/content",
+    response_class=Response,
+    responses={
+        **file("video/mp4", "The file."),
+        302: {"description": "The file is at this presigned URL."},
+        **errors(404, 416, 503),
+    },
+    summary="Download a video",
+)
+def video_content(
+    video_id: str,
+    request: Request,
+    ctx: Ctx,
+    variant: Annotated[
+        Variant, Query(description="The video (MP4), a still picture, or a grid of stills (JPEG).")
+    ] = "video",
+    partial: Annotated[
+        bool, Query(description="The part made so far, if the video is not complete, as a playable MP4.")
+    ] = False,
+) -> Response:
+    """The finished file, with ranges; or, with `partial=true`, what there is of it now.
+
+    The file of a cancelled video holds the chunks that were finished.
+    """
+    video = ctx.video(video_id)
+    match variant:
+        case "video" if video.state.status.terminal and video.state.final_bytes is not None:
+            return _file(request, ctx, video, final_key(video.id), f"{video.id}.mp4")
+        case "video" if partial and video.state.chunks_ready:
+            return _made_so_far(request, ctx, video)
+        case "video":
+            raise not_ready(video)
+        case "thumbnail":
+            return _file(request, ctx, video, thumbnail_key(video.id), f"{video.id}.jpg")
+        case "spritesheet":
+            return _file(request, ctx, video, spritesheet_key(video.id), f"{video.id}-spritesheet.jpg")
+
+
+def not_ready(video: Video) -> APIError:
+    """404 for what a video has not made (yet)."""
+    state = video.state
+    if state.status.terminal:
+        rest = " Its chunks can be had with ?partial=true." if state.chunks_ready else ""
+        return not_found(f"The video was {state.status} before this was made.{rest}", code="video_not_ready")
+    return not_found(f"The video is {state.status}; this is not made yet.", code="video_not_ready")
+
+
+def _file(request: Request, ctx: Context, video: Video, key: str, name: str) -> Response:
+    try:
+        info = ctx.objects.head(key)
+    except ObjectNotFound as error:
+        raise not_ready(video) from error
+    media_type = content_type_of(key)
+    etag = f'"{info.etag}"'
+    cache = IMMUTABLE if video.state.status.terminal else REVALIDATE
+    # A presigned URL is for one method. HEAD and a copy that is still good need no bytes from the store anyway.
+    if request.method == "GET" and ctx.settings.s3_presign and not not_modified(request, etag):
+        url = ctx.objects.presign(key, _PRESIGNED_SECONDS, filename=name, content_type=media_type)
+        if url is not None:
+            return RedirectResponse(url, 302, {"Cache-Control": "no-store"})
+    return object_response(
+        request,
+        ctx.objects,
+        [Part(key, info.size)],
+        media_type=media_type,
+        etag=etag,
+        cache_control=cache,
+        modified=info.modified,
+        filename=name,
+    )
+
+
+def _made_so_far(request: Request, ctx: Context, video: Video) -> Response:
+    chunks = ctx.videos.chunks(video.id, 0, video.state.chunks_ready)
+    fps = video.spec.fps
+    header = partial_header(
+        ctx.objects.get(init_key(video.id)),
+        [(chunk.bytes, chunk.duration_seconds(fps)) for chunk in chunks],
+    )
+    parts = [Part(header, len(header))]
+    parts += [Part(chunk_key(video.id, chunk.index), chunk.bytes) for chunk in chunks]
+    return object_response(
+        request,
+        ctx.objects,
+        parts,
+        media_type="video/mp4",
+        etag=f'"{video.id}-{len(chunks)}"',
+        cache_control=REVALIDATE,
+        filename=f"{video.id}-partial.mp4",
+    )

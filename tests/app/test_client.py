@@ -1,0 +1,521 @@
+"""The Python client against a real API: what it returns, what it raises, and what it survives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from app.client import (
+    AsyncLongtakeClient,
+    Conflict,
+    EventParser,
+    InvalidRequest,
+    LongtakeClient,
+    NotFound,
+    ServiceError,
+    ServiceUnavailable,
+    ServiceUnreachable,
+    TooManyRequests,
+    VideoEvent,
+    WaitTimeout,
+)
+from app.embedded import EmbeddedRedis
+from app.jobs.job import JobError, Status
+from app.settings import Settings
+from tests.app.conftest import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, Api, running_api
+
+FRAMES = FIRST_CHUNK_FRAMES + 2 * CHUNK_FRAMES
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[LongtakeClient]:
+    with LongtakeClient(api.url) as client:
+        yield client
+
+
+class FlakyProxy:
+    """A TCP proxy before a server that cuts each answer after a number of bytes, or takes no connections."""
+
+    def __init__(self, url: str) -> None:
+        self._target = int(url.rpartition(":")[2])
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.cuts: list[int] = []
+        """Bytes after which the next connections are cut; connections beyond the list are left whole."""
+        self.requests: list[str] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+                cut = self.cuts.pop(0) if self.cuts else None
+                threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
+                threading.Thread(target=self._pump, args=(far, near, cut), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, left: int | None) -> None:
+        with suppress(OSError):
+            while data := source.recv(16384):
+                if data.split(b" ", 1)[0] in (b"GET", b"POST", b"DELETE"):
+                    self.requests.append(data.decode(errors="replace"))
+                if left is not None:
+                    data, left = data[:left], left - len(data)
+                sink.sendall(data)
+                if left is not None and left <= 0:
+                    break
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy(api: Api) -> Iterator[FlakyProxy]:
+    proxy = FlakyProxy(api.url)
+    yield proxy
+    proxy.close()
+
+
+# -- asking and reading -------------------------------------------------------------------------------------
+
+
+def test_create_gives_the_video_that_was_asked_for(client: LongtakeClient) -> None:
+    video = client.create("A red ball", seconds=2, size="128x128", seed=5, metadata={"scene": "1"})
+    assert (video.prompt, video.seconds, video.size, video.seed) == ("A red ball", "2", "128x128", 5)
+    assert video.status is Status.QUEUED
+    assert video.metadata == {"scene": "1"}
+    assert client.retrieve(video.id) == video
+
+
+def test_create_takes_a_timeline_of_prompts(client: LongtakeClient) -> None:
+    video = client.create(
+        prompts=[{"at": 0, "text": "A red ball"}, {"at": 1, "text": "a blue one"}], seconds=2
+    )
+    assert video.prompt == "A red ball"
+
+
+def test_list_walks_over_all_pages(client: LongtakeClient) -> None:
+    made = [client.create(f"Ball {number}").id for number in range(7)]
+    assert [video.id for video in client.list(page_size=3)] == made[::-1]
+    assert [video.id for video in client.list(page_size=3, order="asc")] == made
+    assert [video.id for video in client.list(after=made[3])] == made[2::-1]
+    client.cancel(made[2])
+    assert [video.id for video in client.list(status=Status.CANCELLED)] == [made[2]]
+
+
+def test_cancel_and_delete(client: LongtakeClient) -> None:
+    video = client.create("A red ball")
+    assert client.cancel(video.id).status is Status.CANCELLED
+    assert client.cancel(video.id).status is Status.CANCELLED
+    assert client.delete(video.id) is True
+    with pytest.raises(NotFound):
+        client.retrieve(video.id)
+
+
+def test_models_are_described(client: LongtakeClient) -> None:
+    [model] = client.models()
+    assert (model.id, model.fps, model.sizes) == ("builtin", 24, ["64x64", "128x128"])
+
+
+def test_wait_polls_until_the_end(client: LongtakeClient, api: Api) -> None:
+    video = client.create("A red ball", seconds=2)
+    thread = threading.Timer(0.3, api.worker.make, [video.id])
+    thread.start()
+    assert client.wait(video.id, timeout_seconds=20).status is Status.COMPLETED
+    thread.join()
+
+
+def test_wait_gives_up_in_time_and_tells_how_far_the_video_is(client: LongtakeClient) -> None:
+    video = client.create("A red ball", seconds=2)
+    with pytest.raises(WaitTimeout, match="still queued at 0 %") as caught:
+        client.wait(video.id, timeout_seconds=0.1)
+    assert caught.value.video.id == video.id
+
+
+def test_a_failed_video_is_returned_with_its_reason(client: LongtakeClient, api: Api) -> None:
+    video = client.create("A red ball", seconds=2)
+    api.worker.claim(video.id)
+    api.worker.finish(video.id, "failed", error=JobError(code="out_of_memory", message="Too big."))
+    failed = client.wait(video.id)
+    assert failed.status is Status.FAILED
+    assert failed.error == JobError(code="out_of_memory", message="Too big.")
+
+
+# -- events and chunks --------------------------------------------------------------------------------------
+
+
+def test_events_come_in_order_and_end_with_the_video(client: LongtakeClient, api: Api) -> None:
+    video = client.create("A red ball", seconds=2)
+    api.worker.make(video.id)
+    events = list(client.events(video.id))
+    assert [event.type for event in events] == ["status", "status", "chunk", "chunk", "chunk", "completed"]
+    assert events[-1].video is not None
+    assert events[-1].video.status is Status.COMPLETED
+    assert [event.chunk.frames for event in events if event.chunk] == [17, 20, 20]
+    after = list(client.events(video.id, after=events[2].id))
+    assert after == events[3:]
+    assert list(client.events(video.id, after=events[-1].id)) == []
+
+
+def test_events_survive_cut_connections_without_gap_or_repeat(
+    client: LongtakeClient, api: Api, proxy: FlakyProxy
+) -> None:
+    video = client.create("A red ball", seconds=2)
+    api.worker.make(video.id)
+    whole = list(client.events(video.id))
+    proxy.cuts = [900, 1500, 40, 1300]
+    with LongtakeClient(proxy.url, patience_seconds=5) as over_proxy:
+        assert list(over_proxy.events(video.id)) == whole
+    assert len(proxy.requests) >= 3
+    assert any(f"last-event-id: {whole[0].id}" in request.lower() for request in proxy.requests)
+
+
+def test_events_wait_as_long_as_the_server_asks_before_they_reconnect() -> None:
+    parser = EventParser()
+    assert list(parser.feed(b"retry: 250\n\nevent: status\n")) == []
+    assert parser.retry_seconds == 0.25
+
+
+def test_leaving_an_event_stream_closes_its_connection(client: LongtakeClient, api: Api) -> None:
+    video = client.create("A red ball", seconds=2)
+    events = client.events(video.id)
+    assert next(events).type == "status"
+    events.close()
+    pool = client._http._transport._pool  # type: ignore[attr-defined]
+    assert all(not connection.is_available() or connection.is_idle() for connection in pool.connections)
+
+
+def test_chunks_come_as_they_become_ready(client: LongtakeClient, api: Api) -> None:
+    video = client.create("A red ball", seconds=2)
+    api.worker.claim(video.id)
+    api.worker.commit(video.id, 0)
+    chunks = client.chunks(video.id)
+    assert next(chunks).index == 0
+    record = api.worker.commit(video.id, 1)
+    chunk = next(chunks)
+    assert (chunk.index, chunk.sha256) == (1, record.sha256)
+    api.worker.commit(video.id, 2)
+    api.worker.finish(video.id)
+    assert [chunk.index for chunk in chunks] == [2]
+
+
+def test_chunks_whose_events_were_dropped_come_from_the_list(
+    api: Api, client: LongtakeClient, redis_url: str
+) -> None:
+    from app.jobs.store import events_key
+
+    video = client.create("A red ball", seconds=4)
+    api.worker.claim(video.id)
+    for index in range(3):
+        api.worker.commit(video.id, index)
+    api.worker.videos.redis.xtrim(events_key(video.id), maxlen=1, approximate=False)
+    api.worker.commit(video.id, 3)
+    api.worker.finish(video.id)
+    assert [chunk.index for chunk in client.chunks(video.id)] == [0, 1, 2, 3]
+    assert [chunk.index for chunk in client.chunks(video.id, start=2)] == [2, 3]
+
+
+# -- downloads ----------------------------------------------------------------------------------------------
+
+
+def test_download_writes_the_file_and_nothing_else(client: LongtakeClient, api: Api, tmp_path: Path) -> None:
+    video = client.create("A red ball", seconds=2)
+    api.worker.make(video.id)
+    data = client.read(video.id)
+    target = tmp_path / "ball.mp4"
+    target.write_bytes(b"an older file")
+    assert client.download(video.id, target) == target
+    assert target.read_bytes() == data
+    assert list(tmp_path.iterdir()) == [target]
+    assert client.read(video.id, variant="thumbnail").startswith(b"\xff\xd8")
+    assert client.read_chunk(video.id, 1)[4:8] == b"ftyp"
+
+
+def test_download_continues_where_a_connection_broke(
+    client: LongtakeClient, api: Api, proxy: FlakyProxy, tmp_path: Path
+) -> None:
+    video = client.create("A red ball", seconds=2)
+    api.worker.make(video.id)
+    data = client.read(video.id)
+    proxy.cuts = [2000, 1500, 300, 2500]
+    with LongtakeClient(proxy.url, patience_seconds=5) as over_proxy:
+        assert over_proxy.download(video.id, tmp_path / "ball.mp4").read_bytes() == data
+        ranges = [
+            line for request in proxy.requests for line in request.lower().splitlines() if "range:" in line
+        ]
+        assert len([line for line in ranges if line.startswith("range: bytes=")]) >= 2
+        proxy.cuts = [2000]
+        assert over_proxy.read(video.id) == data
+
+
+def test_download_continues_what_an_earlier_call_left(
+    client: LongtakeClient, api: Api, proxy: FlakyProxy, tmp_path: Path
+) -> None:
+    video = client.create("A red ball", seconds=2)
+    api.worker.make(video.id)
+    data = client.read(video.id)
+    (tmp_path / f".ball.mp4.{video.id}.video.part").write_bytes(data[:1000])
+    with LongtakeClient(proxy.url) as over_proxy:
+        assert over_proxy.download(video.id, tmp_path / "ball.mp4").read_bytes() == data
+    assert "range: bytes=1000-" in proxy.requests[0].lower()
+    (tmp_path / f".ball.mp4.{video.id}.video.part").write_bytes(b"x" * (len(data) + 1))
+    assert client.download(video.id, tmp_path / "ball.mp4").read_bytes() == data
+
+
+def test_download_of_an_unfinished_video_leaves_no_file(client: LongtakeClient, tmp_path: Path) -> None:
+    video = client.create("A red ball", seconds=2)
+    with pytest.raises(NotFound) as caught:
+        client.download(video.id, tmp_path / "ball.mp4")
+    assert caught.value.code == "video_not_ready"
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- errors -------------------------------------------------------------------------------------------------
+
+
+def test_errors_tell_status_code_field_and_request(client: LongtakeClient) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        client.create("A red ball", seconds=-1)
+    error = caught.value
+    assert (error.status, error.param) == (400, "seconds")
+    assert error.code
+    assert error.request_id
+    assert "seconds" in str(error)
+
+
+def test_an_unknown_video_is_not_found_in_every_operation(client: LongtakeClient, tmp_path: Path) -> None:
+    unknown = "video_" + 32 * "0"
+    operations: list[Callable[[], object]] = [
+        lambda: client.retrieve(unknown),
+        lambda: client.cancel(unknown),
+        lambda: client.delete(unknown),
+        lambda: client.wait(unknown),
+        lambda: list(client.events(unknown)),
+        lambda: list(client.chunks(unknown)),
+        lambda: client.read(unknown),
+        lambda: client.retrieve("../../etc/passwd?x#y"),
+    ]
+    for operation in operations:
+        with pytest.raises(NotFound):
+            operation()
+
+
+def test_the_same_idempotency_key_gives_the_same_video(client: LongtakeClient) -> None:
+    first = client.create("A red ball", idempotency_key="once")
+    assert client.create("A red ball", idempotency_key="once").id == first.id
+    with pytest.raises((InvalidRequest, Conflict)):
+        client.create("Another ball", idempotency_key="once")
+
+
+def test_a_lost_answer_makes_no_second_video(client: LongtakeClient, proxy: FlakyProxy) -> None:
+    proxy.cuts = [10, 10]
+    with LongtakeClient(proxy.url) as over_proxy:
+        video = over_proxy.create("A red ball")
+    assert len(proxy.requests) >= 2
+    assert [one.id for one in client.list()] == [video.id]
+
+
+def test_nobody_there_is_told_in_one_line(free_port: Callable[[], int]) -> None:
+    with LongtakeClient(f"http://127.0.0.1:{free_port()}", patience_seconds=0.5) as nobody:
+        began = time.monotonic()
+        for operation in (nobody.models, lambda: next(nobody.events("video_1"))):
+            with pytest.raises(
+                ServiceUnreachable, match=r"no answer from http://127.0.0.1:\d+: cannot connect"
+            ):
+                operation()
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "", "http://"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="not an http"):
+        LongtakeClient(url)
+
+
+def test_another_service_is_recognised(free_port: Callable[[], int]) -> None:
+    def answer(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        other = LongtakeClient(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with other, pytest.raises(ServiceError, match="is no longtake service"):
+            other.models()
+
+
+def test_a_full_queue_is_told(settings: Callable[..., Settings]) -> None:
+    with running_api(settings(max_queued=1)) as api, LongtakeClient(api.url, patience_seconds=0.2) as client:
+        api.worker.register()
+        client.create("A red ball")
+        with pytest.raises(TooManyRequests) as caught:
+            client.create("A blue ball")
+        assert caught.value.status == 429
+        assert caught.value.retry_after_seconds
+
+
+def test_the_client_waits_as_long_as_the_service_asks() -> None:
+    asked_at: list[float] = []
+
+    def answer(listener: socket.socket) -> None:
+        for head in ("429 Too Many Requests\r\nRetry-After: 1", "200 OK"):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                asked_at.append(time.monotonic())
+                body = b'{"object": "list", "data": []}'
+                reply = f"HTTP/1.1 {head}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                connection.sendall(reply.encode() + body)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        with LongtakeClient(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            assert client.models() == []
+    assert 1 <= asked_at[1] - asked_at[0] < 3
+
+
+def test_redis_being_away_for_a_moment_is_waited_out(
+    own_redis: EmbeddedRedis, settings: Callable[..., Settings]
+) -> None:
+    with running_api(settings(redis_url=SecretStr(own_redis.url))) as api, LongtakeClient(api.url) as client:
+        api.worker.register()
+        video = client.create("A red ball")
+        own_redis.stop()
+        with (
+            pytest.raises(ServiceUnavailable) as caught,
+            LongtakeClient(api.url, patience_seconds=0) as hasty,
+        ):
+            hasty.retrieve(video.id)
+        assert caught.value.status == 503
+        waiting = threading.Thread(target=lambda: found.append(client.retrieve(video.id).id))
+        found: list[str] = []
+        waiting.start()
+        time.sleep(0.5)
+        own_redis.start()
+        waiting.join(15)
+        assert found == [video.id]
+
+
+# -- asynchronous -------------------------------------------------------------------------------------------
+
+
+def test_the_asynchronous_client_does_the_same(api: Api, proxy: FlakyProxy, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with AsyncLongtakeClient(api.url) as client:
+            video = await client.create("A red ball", seconds=2)
+            assert await client.retrieve(video.id) == video
+            await asyncio.to_thread(api.worker.make, video.id)
+            assert (await client.wait(video.id)).status is Status.COMPLETED
+            assert [one.id async for one in client.list()] == [video.id]
+            chunks = [chunk async for chunk in client.chunks(video.id)]
+            assert sum(chunk.frames for chunk in chunks) == FRAMES
+            whole = [event async for event in client.events(video.id)]
+            data = await client.read(video.id)
+            proxy.cuts = [900, 1500, 2000]
+            async with AsyncLongtakeClient(proxy.url) as over_proxy:
+                assert [event async for event in over_proxy.events(video.id)] == whole
+                path = await over_proxy.download(video.id, tmp_path / "ball.mp4")
+                assert path.read_bytes() == data
+            segment = await client.read_chunk(video.id, 0)
+            assert segment[4:8] == b"ftyp"
+            assert [model.id for model in await client.models()] == ["builtin"]
+            with pytest.raises(InvalidRequest):
+                await client.create("")
+            with pytest.raises(Conflict):
+                await client.cancel(video.id)
+            assert await client.delete(video.id)
+            with pytest.raises(NotFound):
+                await client.retrieve(video.id)
+
+    asyncio.run(story())
+
+
+def test_the_asynchronous_client_follows_many_videos_at_once(api: Api) -> None:
+    async def story() -> None:
+        async with AsyncLongtakeClient(api.url) as client:
+            videos = [await client.create(f"Ball {number}", seconds=2) for number in range(8)]
+
+            async def follow(video_id: str) -> list[str]:
+                return [event.type async for event in client.events(video_id)]
+
+            following = [asyncio.create_task(follow(video.id)) for video in videos]
+            for video in videos:
+                await asyncio.to_thread(api.worker.make, video.id)
+            async with asyncio.timeout(20):
+                for types in await asyncio.gather(*following):
+                    assert types[-1] == "completed"
+
+    asyncio.run(story())
+
+
+# -- server-sent events -------------------------------------------------------------------------------------
+
+STREAM = (
+    b": hello\n"
+    b"retry: 2000\n"
+    b"\n"
+    b"id: 1-0\n"
+    b"event: status\n"
+    b'data: {"object": "video",\n'
+    b'data: "prompt": "a ball \xe2\x9a\xbd"}\n'
+    b"\n"
+    b": ping\n\n"
+    b"event:chunk\r\n"
+    b'data:{"index": 0}\r\n'
+    b"id:2-0\r\n"
+    b"\r\n"
+    b"id: 3-0\r"
+    b'data: {"index": 1}\r'
+    b"\r"
+    b"event: left unfinished\n"
+)
+EVENTS = [
+    VideoEvent("status", "1-0", {"object": "video", "prompt": "a ball ⚽"}),
+    VideoEvent("chunk", "2-0", {"index": 0}),
+    VideoEvent("message", "3-0", {"index": 1}),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_events_are_parsed_however_the_bytes_arrive(size: int) -> None:
+    parser = EventParser()
+    pieces = [STREAM[at : at + size] for at in range(0, len(STREAM), size)]
+    assert [event for piece in pieces for event in parser.feed(piece)] == EVENTS
+    assert parser.retry_seconds == 2.0
+
+
+def test_events_keep_the_last_id_and_skip_what_is_no_json() -> None:
+    parser = EventParser()
+    stream = b'id: 5-0\ndata: {}\n\nevent: status\ndata: {"a": 1}\n\n'
+    stream += b"id: 6-0\ndata: {broken\n\nid: bad\0id\ndata: {}\n\n"
+    assert [event.id for event in parser.feed(stream)] == ["5-0", "5-0", "6-0"]
+
+
+def test_a_long_event_takes_time_in_proportion_to_its_length() -> None:
+    body = json.dumps({"text": "x" * 2_000_000}).encode()
+    parser = EventParser()
+    began = time.monotonic()
+    pieces = [
+        b"data: " + body[:1000],
+        *(body[at : at + 1000] for at in range(1000, len(body), 1000)),
+        b"\n\n",
+    ]
+    [event] = [event for piece in pieces for event in parser.feed(piece)]
+    assert sha256(event.data["text"].encode()).hexdigest() == sha256(b"x" * 2_000_000).hexdigest()
+    assert time.monotonic() - began < 5
