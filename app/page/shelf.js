@@ -1,0 +1,143 @@
+// The list of recent videos.
+
+import { listVideos, thumbnailUrl } from "./api.js";
+import { ago, isFinished, summary } from "./words.js";
+
+const PAGE = 12;
+const POLL_MS = 4000;
+
+export class Shelf {
+  #videos = [];
+  #more = false;
+  #current = "";
+  #timer = 0;
+
+  /** `parts`: list, more, nothing. `open(video)` and `remove(video)` are called for what the visitor presses. */
+  constructor(parts, { open, remove }) {
+    this.parts = parts;
+    this.open = open;
+    this.remove = remove;
+    parts.more.addEventListener("click", () => this.#older());
+    document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
+  }
+
+  /** Marks the video that is on the screen. */
+  mark(id) {
+    this.#current = id;
+    this.#render();
+  }
+
+  /** Takes over what is newly known of a video; one that is not here yet goes to the front. */
+  put(video) {
+    const place = this.#videos.findIndex((other) => other.id === video.id);
+    if (place < 0) this.#videos.unshift(video);
+    else this.#videos[place] = { ...this.#videos[place], ...video };
+    this.#render();
+    this.#schedule();
+  }
+
+  drop(id) {
+    this.#videos = this.#videos.filter((video) => video.id !== id);
+    this.#render();
+  }
+
+  async refresh() {
+    try {
+      const shown = Math.max(PAGE, Math.min(100, this.#videos.length));
+      const page = await listVideos("", shown);
+      this.#videos = page.data;
+      this.#more = page.has_more;
+      this.#render();
+    } catch {
+      // The banner tells; the next round tries again.
+    }
+    this.#schedule();
+  }
+
+  async #older() {
+    const page = await listVideos(this.#videos.at(-1)?.id, PAGE);
+    const known = new Set(this.#videos.map((video) => video.id));
+    this.#videos.push(...page.data.filter((video) => !known.has(video.id)));
+    this.#more = page.has_more;
+    this.#render();
+  }
+
+  /** Asks again while something here is still being made. */
+  #schedule() {
+    clearTimeout(this.#timer);
+    const others = this.#videos.some((video) => !isFinished(video) && video.id !== this.#current);
+    if (others && !document.hidden) this.#timer = setTimeout(() => this.refresh(), POLL_MS);
+  }
+
+  #render() {
+    const { list, more, nothing } = this.parts;
+    const cards = new Map([...list.children].map((card) => [card.dataset.id, card]));
+    const wanted = this.#videos.map((video) => {
+      const card = cards.get(video.id) ?? this.#card(video);
+      this.#fill(card, video);
+      return card;
+    });
+    for (const card of cards.values()) if (!wanted.includes(card)) card.remove();
+    // Moves only what is out of place, so that focus and scroll position stay.
+    wanted.forEach((card, place) => list.children[place] !== card && list.insertBefore(card, list.children[place] ?? null));
+    more.hidden = !this.#more;
+    nothing.hidden = this.#videos.length > 0;
+  }
+
+  #card(video) {
+    const card = document.createElement("li");
+    card.className = "card";
+    card.dataset.id = video.id;
+    card.style.setProperty("--hue", hue(video.id));
+
+    const link = document.createElement("a");
+    link.href = `#${video.id}`;
+    const picture = document.createElement("span");
+    picture.className = "picture";
+    const title = document.createElement("span");
+    title.className = "title";
+    title.textContent = video.prompt;
+    const facts = document.createElement("span");
+    facts.className = "facts";
+    link.append(picture, title, facts);
+    link.addEventListener("click", () => this.open(video));
+
+    const remove = document.createElement("button");
+    remove.type = "button";
+    remove.className = "remove";
+    remove.setAttribute("aria-label", `Delete: ${video.prompt}`);
+    remove.title = "Delete";
+    remove.textContent = "×";
+    remove.addEventListener("click", () => this.remove(video));
+
+    card.append(link, remove);
+    return card;
+  }
+
+  #fill(card, video) {
+    card.dataset.status = video.status;
+    card.style.setProperty("--made", Math.min(1, video.seconds_ready / Number(video.seconds)));
+    card.querySelector(".facts").textContent = `${summary(video)} · ${ago(video.created_at)}`;
+    const link = card.querySelector("a");
+    if (video.id === this.#current) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+    const picture = card.querySelector(".picture");
+    // Only a finished video has a thumbnail.
+    if (video.status === "completed" && !picture.firstChild) {
+      const image = new Image();
+      image.alt = "";
+      image.loading = "lazy";
+      image.decoding = "async";
+      image.addEventListener("error", () => image.remove(), { once: true });
+      image.src = thumbnailUrl(video);
+      picture.append(image);
+    }
+  }
+}
+
+/** A colour of its own for each video that has no picture yet. */
+function hue(id) {
+  let sum = 0;
+  for (const character of id) sum = (sum * 31 + character.charCodeAt(0)) % 360;
+  return sum;
+}
