@@ -1,0 +1,60 @@
+# longtake: every task of a checkout. `make` alone lists them.
+#
+# PYTHON   interpreter the environment is made with (3.11 or newer)
+# TORCH    cpu   (default) the CPU build: from PyTorch's own CPU index when it answers, else the default index
+#          cuda  whatever build the default index has for this platform (on Linux: CUDA)
+#          URL   an index to take torch from, for a certain CUDA version: TORCH=https://download.pytorch.org/whl/cu130
+# SECONDS  length of the demo's video
+
+PYTHON  ?= python3
+TORCH   ?= cpu
+SECONDS ?= 60
+PROMPT  ?= a red ball bouncing off the walls on a black background
+
+VENV := .venv
+BIN  := $(VENV)/bin
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test test-all bench lint format types vendor clean
+
+help:  ## list the tasks
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## make .venv with everything for this checkout
+
+$(VENV)/.installed: pyproject.toml constraints.txt deploy/install.sh
+	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' deploy/install.sh $(VENV)
+	@touch $@
+
+demo: install  ## generate a video through the whole service on embedded defaults, leave demo.mp4
+	@$(BIN)/longtake generate "$(PROMPT)" --seconds $(SECONDS) --output demo.mp4
+
+up: install  ## run the service with embedded defaults on http://127.0.0.1:8000
+	@$(BIN)/longtake up
+
+test: install  ## the test suite
+	$(BIN)/pytest -m "not slow"
+
+test-all: install  ## the test suite and the long tests (faults, soak, quality)
+	$(BIN)/pytest
+
+bench: install  ## the figures of the README
+	$(BIN)/python -m benchmarks
+
+lint: install  ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## static types
+	$(BIN)/mypy
+
+format: install  ## rewrite files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+vendor:  ## fetch the page's player library again, as package-lock.json pins it
+	cd app/page && npm ci --ignore-scripts && npm run vendor
+
+clean:  ## remove what the tasks made (data folders stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Makes the environment of a checkout:  deploy/install.sh FOLDER   (PYTHON, TORCH: see the Makefile)
+set -euo pipefail
+venv=$1
+python=${PYTHON:-python3}
+torch=${TORCH:-cpu}
+cpu_index=https://download.pytorch.org/whl/cpu
+
+say() { printf 'longtake: %s\n' "$*" >&2; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
+    say "Python 3.11 or newer is needed, as '$python' (choose another with: make PYTHON=/path/to/python3.12)"
+    exit 1
+}
+if ! "$python" -c 'import ensurepip' 2>/dev/null; then
+    # Debian ships the module that makes environments apart from Python itself.
+    package="python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing $package"
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$package" >/dev/null
+    else
+        say "this Python cannot make environments: install its venv module (on Debian: sudo apt install $package)"
+        exit 1
+    fi
+fi
+
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check -qq "$@"; }
+
+index=()
+case $torch in
+cpu)
+    if "$venv/bin/python" -c "import urllib.request as u; u.urlopen('$cpu_index/torch/', timeout=3)" 2>/dev/null; then
+        index=(--index-url "$cpu_index")
+    fi
+    ;;
+cuda) ;;
+*) index=(--index-url "$torch") ;;
+esac
+
+say "installing torch ($torch) and the rest into $venv: a few minutes the first time"
+# torch first and alone: its index holds little else, and with it in place nothing below asks for another build.
+pip install --constraint constraints.txt "${index[@]}" torch numpy
+pip install --constraint constraints.txt --editable '.[worker,embedded,test]'
