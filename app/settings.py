@@ -65,7 +65,6 @@ class Settings(BaseSettings):
     max_prompt_chars: int = Field(4000, ge=1)
     max_metadata_bytes: int = Field(16 * 1024, ge=0)
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Largest JSON or form body without a file.")
-    max_upload_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest input reference file.")
     max_queued: int = Field(1000, ge=1, description="Videos waiting; more are refused with 429.")
     idempotency_seconds: int = Field(24 * 3600, ge=60)
     max_events: int = Field(20_000, ge=100, description="Events kept per video for replay.")
