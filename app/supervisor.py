@@ -18,13 +18,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import httpx
 from redis.exceptions import RedisError
@@ -34,6 +32,7 @@ from app.jobs.connection import Connection, connect
 from app.jobs.queue import leases_key
 from app.jobs.store import ACTIVE_KEY, RECONCILED_KEY, VideoStore, worker_key
 from app.settings import Settings
+from app.signals import Signals
 
 # Exit codes with which a worker says that starting it again is of no use; the reason is its last line.
 BAD_USAGE = 2
@@ -202,18 +201,17 @@ class Supervisor:
         self.warn = warn
         self.folder = DataFolder(settings.data_dir)
         self.children: list[Child] = []
-        self._signals = 0
-        self._wake = threading.Event()
+        ends = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            ends.append(signal.SIGHUP)
+        self._signals = Signals(*ends)
         self._is_ready = False
         self._patience_signals = 0
 
     def run(self) -> None:
         """Returns after SIGTERM, SIGINT or SIGHUP. Raises `UpError`."""
         with ExitStack() as stack:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # nohup
-                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            stack.enter_context(self._signals)
             self.folder.acquire()
             stack.callback(self.folder.release)
             host, port = self.settings.host, self._port()
@@ -222,11 +220,6 @@ class Supervisor:
             stack.callback(self._stop)
             self._start(port)
             self._watch()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._signals += 1
-        self._wake.set()
 
     def _port(self) -> int:
         """The port to listen on; a free one for 0. Raises `UpError` when it is taken."""
@@ -317,7 +310,7 @@ class Supervisor:
 
     def _watch(self) -> None:
         began, told = time.monotonic(), False
-        while not self._signals:
+        while not self._signals.count:
             for child in self.children:
                 self._tend(child)
             if not self._is_ready:
@@ -328,7 +321,7 @@ class Supervisor:
                 elif not told and time.monotonic() - began > _PATIENCE_SECONDS:
                     told = True
                     self.warn(f"still waiting for {missing}; logs are in {self.folder.logs}")
-            self._wake.wait(_TICK_SECONDS)
+            self._signals.wait(_TICK_SECONDS)
 
     def _tend(self, child: Child) -> None:
         if (code := child.ended()) is not None:
@@ -364,7 +357,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Workers first, all at once, then the API, then Redis. One more signal ends everything now."""
-        self._patience_signals = self._signals + (0 if self._signals else 1)
+        self._patience_signals = max(1, self._signals.count)
         self._end(self._workers)
         for child in reversed(self.children):
             self._end([child])
@@ -376,7 +369,7 @@ class Supervisor:
             child.terminate()
         while running:
             for child in running:
-                impatient = self._signals > self._patience_signals
+                impatient = self._signals.count > self._patience_signals
                 if impatient or time.monotonic() - began > child.end_seconds:
                     child.kill()
                     self.warn(f"{child.name} did not end in time and was killed; log: {child.log.path}")

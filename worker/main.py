@@ -16,9 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from app.jobs.job import ModelCard, VideoSpec
 from app.jobs.store import FenceLost, Taken, VideoGone, VideoStore
 from app.logs import configure_logging
 from app.settings import Settings, get_settings
+from app.signals import Signals
 from app.storage import ObjectStore, StorageError, StoreMisconfigured, store_of
 from worker.engine import Engine
 from worker.generate import Generation, Outcome, Runtime
@@ -49,6 +49,9 @@ EXIT_STALLED = 70
 
 # How long an idle slot waits before it looks at the queues again.
 IDLE_SECONDS = 0.1
+
+# The longest a shutdown asked for by another thread waits for the main one.
+SIGNAL_SECONDS = 1.0
 
 # How often an idle slot renews its entry in RQ's list of workers.
 HEARTBEAT_SECONDS = 60.0
@@ -271,14 +274,18 @@ class Process:
             threading.Thread(target=slot.run_until_shutdown, name=slot.name, daemon=True) for slot in slots
         ]
 
-    def run(self) -> int:
-        """Until the shutdown flag is set; returns the exit code."""
+    def run(self, signals: Signals | None) -> int:
+        """Until there is a signal, or the shutdown flag is set; returns the exit code."""
         shutdown = self._runtime.shutdown
         for target, name in ((self._beat, "heartbeat"), (self._watch, "watchdog")):
             threading.Thread(target=target, name=name, daemon=True).start()
         for thread in self._threads:
             thread.start()
-        shutdown.wait()
+        while not shutdown.is_set():
+            if signals is None:
+                shutdown.wait()
+            elif signals.wait(SIGNAL_SECONDS):
+                shutdown.set()
         log.info("stopping")
         for slot in self._slots:
             if (generation := slot.generation) is not None:
@@ -347,17 +354,16 @@ def main(settings: Settings | None = None) -> int:
     """
     settings = settings or get_settings()
     _configure_logging(settings)
-    shutdown, loaded = threading.Event(), threading.Event()
-    with _signals_set(shutdown, loaded):
-        try:
-            code = _run(settings, shutdown, loaded)
-        except ModelLoadError as error:
-            print(f"longtake worker: {error.message}", file=sys.stderr)  # noqa: T201
-            return EXIT_NO_MODEL
-        except (StoreMisconfigured, _BadSettings) as error:
-            print(f"longtake worker: {error}", file=sys.stderr)  # noqa: T201
-            return EXIT_BAD_SETTINGS
-    if threading.current_thread() is threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    try:
+        code = _run(settings, Signals(signal.SIGTERM, signal.SIGINT) if in_main_thread else None)
+    except ModelLoadError as error:
+        print(f"longtake worker: {error.message}", file=sys.stderr)  # noqa: T201
+        return EXIT_NO_MODEL
+    except (StoreMisconfigured, _BadSettings) as error:
+        print(f"longtake worker: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_BAD_SETTINGS
+    if in_main_thread:
         # All is handed over. The interpreter would take a second or more to take the libraries apart.
         logging.shutdown()
         os._exit(code)
@@ -368,7 +374,7 @@ class _BadSettings(Exception):
     """Settings this worker cannot start with."""
 
 
-def _run(settings: Settings, shutdown: threading.Event, loaded: threading.Event) -> int:
+def _run(settings: Settings, signals: Signals | None) -> int:
     if settings.redis_url is None:
         raise _BadSettings("LONGTAKE_REDIS_URL is not set")
     device = choose_device(settings.device)
@@ -377,32 +383,40 @@ def _run(settings: Settings, shutdown: threading.Event, loaded: threading.Event)
     log.info("loading model %s on %s", description.name, device)
     started = time.monotonic()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the loaders are imported
-    model = load_model(settings.model, device=device)
+    with _ended_at_once(signals):
+        model = load_model(settings.model, device=device)
     log.info("model %s loaded on %s in %.1f s", model.name, device, time.monotonic() - started)
-    loaded.set()
-    return serve(settings, model, model_card(model, description), shutdown)
+    return serve(settings, model, model_card(model, description), threading.Event(), signals)
 
 
-def serve(settings: Settings, model: VideoModel, card: ModelCard, shutdown: threading.Event) -> int:
-    """Makes videos with a loaded model until `shutdown` is set; returns the exit code.
+def serve(
+    settings: Settings,
+    model: VideoModel,
+    card: ModelCard,
+    shutdown: threading.Event,
+    signals: Signals | None = None,
+) -> int:
+    """Makes videos with a loaded model until a signal comes or `shutdown` is set; returns the exit code.
 
     Waits for Redis and the store while they are away. Raises `StoreMisconfigured`.
     """
     if settings.redis_url is None:
         raise _BadSettings("LONGTAKE_REDIS_URL is not set")
-    objects = _open_objects(settings, shutdown)
-    if objects is None:
-        return EXIT_OK
-    url = settings.redis_url.get_secret_value()
-    store = VideoStore(connect(url), origin=settings.public_url or "", max_events=settings.max_events)
-    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    count = choose_slots(settings.slots, model)
-    runtime = Runtime(settings, store, objects, model, Engine(model, batch=count), name, shutdown)
-    slots = _open_slots(runtime, url, count)
-    if slots is None:
-        return EXIT_OK
-    log.info("worker %s is ready: %d slot(s)", name, count)
-    return Process(settings, card, runtime, slots).run()
+    with _ended_at_once(signals):
+        objects = _open_objects(settings, shutdown)
+        if objects is None:
+            return EXIT_OK
+        url = settings.redis_url.get_secret_value()
+        store = VideoStore(connect(url), origin=settings.public_url or "", max_events=settings.max_events)
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        count = choose_slots(settings.slots, model)
+        runtime = Runtime(settings, store, objects, model, Engine(model, batch=count), name, shutdown)
+        slots = _open_slots(runtime, url, count)
+        if slots is None:
+            return EXIT_OK
+    with signals or nullcontext():
+        log.info("worker %s is ready: %d slot(s)", name, count)
+        return Process(settings, card, runtime, slots).run(signals)
 
 
 def model_card(model: VideoModel, description: ModelDescription) -> ModelCard:
@@ -499,26 +513,15 @@ def measure_video_bytes(model: VideoModel) -> int:
 
 
 @contextmanager
-def _signals_set(shutdown: threading.Event, loaded: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set the flag, if this is the main thread, the only one that may ask for signals.
-
-    Until the model is loaded, which can take minutes, they end the process: it holds nothing yet.
-    """
-    if threading.current_thread() is not threading.main_thread():
+def _ended_at_once(signals: Signals | None) -> Iterator[None]:
+    """Signals end the process: it holds nothing yet, and loading a model can take minutes."""
+    if signals is None:
         yield
         return
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        shutdown.set()
-        if not loaded.is_set():
-            os._exit(EXIT_OK)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with ExitStack() as stack:
+        for number in signals.numbers:
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: os._exit(EXIT_OK)))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _configure_logging(settings: Settings) -> None:
