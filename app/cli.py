@@ -195,6 +195,24 @@ def _parser() -> argparse.ArgumentParser:
         "LONGTAKE_REDIS_URL=redis://queue:6379/0 longtake worker --model /models/wan",
     )
     _model_flag(worker)
+
+    webhooks = command(
+        "webhooks",
+        _webhooks,
+        "show or replace the secret of your webhooks, or send them",
+        "\nsecret prints what your webhooks are signed with. rotate replaces it and prints the new\n"
+        "one; the old one signs beside it for a while. send runs a process that sends webhooks,\n"
+        "for services whose API may not call out (LONGTAKE_WEBHOOK_CONCURRENCY=0 there).",
+        "longtake webhooks secret --url http://127.0.0.1:8000",
+    )
+    webhooks.add_argument("action", choices=("secret", "rotate", "send"), help="what to do")
+    webhooks.add_argument(
+        "--overlap",
+        type=_overlap,
+        metavar="SECONDS",
+        help="rotate: how long the old secret signs too; 0 if it has leaked (default: the service's)",
+    )
+    _service_flags(webhooks, f"the service (default {DEFAULT_URL})")
     return parser
 
 
@@ -220,6 +238,13 @@ def _seconds(text: str) -> float:
     number = float(text)
     if not (math.isfinite(number) and number > 0):
         raise argparse.ArgumentTypeError("a number above 0")
+    return number
+
+
+def _overlap(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("at least 0")
     return number
 
 
@@ -257,6 +282,24 @@ def _worker(options: argparse.Namespace) -> int:
         raise CommandError(f"a worker needs `pip install 'longtake[worker]'` ({error})", BAD_USAGE) from error
     code: int = module.main(settings)
     return code
+
+
+def _webhooks(options: argparse.Namespace) -> int:
+    if options.action == "send":
+        settings = _settings()
+        _need_redis(settings)
+        if not settings.webhook_concurrency:
+            raise CommandError("LONGTAKE_WEBHOOK_CONCURRENCY is 0: nothing would be sent", BAD_USAGE)
+        from app.webhooks import send
+
+        return send(settings)
+    with _client(options.url or DEFAULT_URL, options.api_key) as client:
+        if options.action == "rotate":
+            secret = client.rotate_webhook_secret(overlap_seconds=options.overlap)
+        else:
+            secret = client.webhook_secret()
+    print(secret.secret)
+    return 0
 
 
 def _settings(**flags: Any) -> Settings:

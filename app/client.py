@@ -23,8 +23,6 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -36,8 +34,19 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from app import __version__
-from app.jobs.job import Priority, Status
-from app.schemas import ChunkList, ChunkObject, ModelList, ModelObject, VideoList, VideoObject
+from app.jobs.job import Priority, Status, WebhookEvent
+from app.retry_after import retry_after_seconds
+from app.schemas import (
+    ChunkList,
+    ChunkObject,
+    ModelList,
+    ModelObject,
+    VideoList,
+    VideoObject,
+    WebhookDelivery,
+    WebhookDeliveryList,
+    WebhookSecret,
+)
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -128,6 +137,8 @@ class VideoRequest(TypedDict, total=False):
     num_inference_steps: int
     priority: Priority
     metadata: Mapping[str, str]
+    webhook_url: str
+    webhook_events: Sequence[WebhookEvent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +318,31 @@ class _Flows:
     def models(self) -> _Flow[Sequence[ModelObject]]:
         answer = yield from self._send(_Send("GET", "v1/models"))
         yield _Emit(_parse(ModelList, _told(answer)).data)
+
+    def webhook_deliveries(self, video_id: str) -> _Flow[WebhookDelivery]:
+        query: dict[str, str] = {}
+        while True:
+            send = _Send("GET", f"{_video(video_id)}/webhook_deliveries", params=query)
+            page = _parse(WebhookDeliveryList, _told((yield from self._send(send))))
+            for delivery in page.data:
+                yield _Emit(delivery)
+            if not page.has_more or not page.data:
+                return
+            query["after"] = page.data[-1].id
+
+    def retry_webhook(self, video_id: str, delivery_id: str) -> _Flow[WebhookDelivery]:
+        path = f"{_video(video_id)}/webhook_deliveries/{quote(delivery_id, safe='')}/retry"
+        answer = yield from self._send(_Send("POST", path))
+        yield _Emit(_parse(WebhookDelivery, _told(answer)))
+
+    def webhook_secret(self) -> _Flow[WebhookSecret]:
+        answer = yield from self._send(_Send("GET", "v1/webhook_secret"))
+        yield _Emit(_parse(WebhookSecret, _told(answer)))
+
+    def rotate_webhook_secret(self, overlap_seconds: int | None) -> _Flow[WebhookSecret]:
+        query = {} if overlap_seconds is None else {"overlap_seconds": str(overlap_seconds)}
+        answer = yield from self._send(_Send("POST", "v1/webhook_secret/rotate", params=query))
+        yield _Emit(_parse(WebhookSecret, _told(answer)))
 
     def wait(self, video_id: str, timeout_seconds: float | None) -> _Flow[VideoObject]:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -627,6 +663,25 @@ class LongtakeClient(_Client):
         """Models the service can make videos with."""
         return self._one(self._flows.models())
 
+    def webhook_deliveries(self, video_id: str) -> Generator[WebhookDelivery]:
+        """What was sent to the video's `webhook_url` and how it went, the newest first."""
+        return self._each(self._flows.webhook_deliveries(video_id))
+
+    def retry_webhook(self, video_id: str, delivery_id: str) -> WebhookDelivery:
+        """Sends a webhook again, at once and as often as a new one."""
+        return self._one(self._flows.retry_webhook(video_id, delivery_id))
+
+    def webhook_secret(self) -> WebhookSecret:
+        """What your webhooks are signed with."""
+        return self._one(self._flows.webhook_secret())
+
+    def rotate_webhook_secret(self, *, overlap_seconds: int | None = None) -> WebhookSecret:
+        """A new secret. The old one signs beside it for a while, the service's default if None.
+
+        A lost answer may rotate once more; the last secret is the one that is returned.
+        """
+        return self._one(self._flows.rotate_webhook_secret(overlap_seconds))
+
     def close(self) -> None:
         """Closes all connections."""
         self._http.close()
@@ -752,6 +807,18 @@ class AsyncLongtakeClient(_Client):
 
     async def models(self) -> Sequence[ModelObject]:
         return await self._one(self._flows.models())
+
+    def webhook_deliveries(self, video_id: str) -> AsyncGenerator[WebhookDelivery]:
+        return self._each(self._flows.webhook_deliveries(video_id))
+
+    async def retry_webhook(self, video_id: str, delivery_id: str) -> WebhookDelivery:
+        return await self._one(self._flows.retry_webhook(video_id, delivery_id))
+
+    async def webhook_secret(self) -> WebhookSecret:
+        return await self._one(self._flows.webhook_secret())
+
+    async def rotate_webhook_secret(self, *, overlap_seconds: int | None = None) -> WebhookSecret:
+        return await self._one(self._flows.rotate_webhook_secret(overlap_seconds))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -903,20 +970,8 @@ def _problem(response: httpx.Response) -> ServiceError:
         code=code,
         param=param,
         request_id=response.headers.get("x-request-id"),
-        retry_after_seconds=_retry_after(response.headers.get("Retry-After")),
+        retry_after_seconds=retry_after_seconds(response.headers.get("Retry-After")),
     )
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait, from either form of the header (RFC 9110, section 10.2.3)."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
 
 
 def _words(error: httpx.RequestError) -> str:

@@ -29,10 +29,11 @@ from app.context import Context
 from app.errors import APIError, from_redis, from_status, from_storage, from_validation, not_found
 from app.logs import configure_logging
 from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
-from app.routes import chunks, events, operations, page, reference, videos
+from app.routes import chunks, events, operations, page, reference, videos, webhooks
 from app.schemas import CreateVideo
 from app.settings import Settings
 from app.storage import StorageError
+from app.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ _ROUTERS = (
     videos.router,
     chunks.router,
     events.router,
+    webhooks.router,
     operations.router,
     page.router,
     reference.router,
@@ -62,12 +64,15 @@ _ROUTERS = (
 def create_app(settings: Settings) -> FastAPI:
     """The application. Connects to nothing yet. Raises ValueError when the settings name no Redis."""
     context = Context(settings)
+    sender = WebhookSender(settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         await context.events.start()
+        await sender.start()
         yield
+        await sender.close()
         await context.events.close()
         await context.events.disconnect()
 
@@ -76,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
+        webhooks=webhooks.sent,
         middleware=_middleware(settings),
         redirect_slashes=False,
         docs_url=None,
@@ -260,12 +266,16 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document: FastAPI's, less its own validation errors (ours are 400), plus the request body."""
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            webhooks=app.webhooks.routes,
         )
         schemas = document["components"]["schemas"]
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
-        for operations_of_path in document["paths"].values():
+        for operations_of_path in (*document["paths"].values(), *document["webhooks"].values()):
             for operation in operations_of_path.values():
                 content = operation["responses"].get("422", {}).get("content", {})
                 if "HTTPValidationError" in json.dumps(content):

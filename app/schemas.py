@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.jobs.job import ChunkRecord, JobError, ModelCard, Priority, Status, Video
+from app.jobs.deliveries import DeliveryRecord, Outcome, Secret
+from app.jobs.job import ChunkRecord, JobError, ModelCard, Priority, Status, Video, WebhookEvent
 
 _DECIMAL = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,3})?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
@@ -131,6 +132,15 @@ class CreateVideo(BaseModel):
     metadata: Annotated[dict[Text, Text], BeforeValidator(_json_in_text)] | None = Field(
         None, description="Your own labels, text to text; in a form one JSON string or `metadata[key]`."
     )
+    webhook_url: Text | None = Field(
+        None, description="Web address that is told when the video ends; see GET /v1/webhook_secret."
+    )
+    webhook_events: Annotated[list[WebhookEvent], BeforeValidator(_json_in_text)] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="What to tell it; in a form one JSON string. Default: how the video ends, no chunks.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -209,6 +219,7 @@ class VideoObject(BaseModel):
     fps: int
     frames: int
     metadata: dict[str, str] = Field(default_factory=dict)
+    webhook_url: str | None = None
     attempts: int = 0
     playlist_url: str
     events_url: str
@@ -246,6 +257,72 @@ class ChunkList(BaseModel):
     has_more: bool
     first_index: int | None
     last_index: int | None
+
+
+class WebhookData(BaseModel):
+    """What a webhook speaks of."""
+
+    id: str = Field(description="The video.")
+    index: int | None = Field(None, description="Of `video.chunk`: the chunk.")
+
+
+class WebhookBody(BaseModel):
+    """What a receiver of webhooks gets."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(description="The same as the header `webhook-id`.")
+    object: Literal["event"]
+    created_at: int
+    type: WebhookEvent
+    data: WebhookData
+
+
+class WebhookAttempt(BaseModel):
+    """One try to deliver a webhook: the receiver's status, or why there was none."""
+
+    at: float
+    duration_ms: int
+    status_code: int | None = None
+    error: str | None = None
+
+
+class WebhookDelivery(BaseModel):
+    """A webhook and what has become of it. Times are Unix seconds; `next_attempt_at` is null once it is settled."""
+
+    id: str = Field(description="The `webhook-id` that the receiver sees, the same in every attempt.")
+    object: Literal["webhook.delivery"] = "webhook.delivery"
+    type: WebhookEvent
+    created_at: int
+    status: Outcome
+    next_attempt_at: float | None
+    attempts: list[WebhookAttempt]
+
+
+class WebhookDeliveryList(BaseModel):
+    """A page of webhook deliveries, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[WebhookDelivery]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class PreviousSecret(BaseModel):
+    """An earlier secret that still signs, beside the present one."""
+
+    secret: str
+    expires_at: int
+
+
+class WebhookSecret(BaseModel):
+    """What your webhooks are signed with, as Standard Webhooks libraries take it."""
+
+    object: Literal["webhook.secret"] = "webhook.secret"
+    secret: str
+    created_at: int
+    previous: list[PreviousSecret]
 
 
 class VideoDeleted(BaseModel):
@@ -286,6 +363,7 @@ def video_object(video: Video, origin: str = "", queue_position: int | None = No
         fps=spec.fps,
         frames=spec.frames,
         metadata=spec.metadata,
+        webhook_url=spec.webhook_url,
         attempts=state.attempts,
         playlist_url=f"{base}/stream.m3u8",
         events_url=f"{base}/events",
@@ -303,6 +381,30 @@ def chunk_object(video_id: str, chunk: ChunkRecord, fps: int, origin: str = "") 
         sha256=chunk.sha256,
         url=f"{origin}/v1/videos/{video_id}/chunks/{chunk.index}/content",
         created_at=chunk.created_at,
+    )
+
+
+def delivery_object(record: DeliveryRecord) -> WebhookDelivery:
+    """The wire form of a webhook delivery."""
+    delivery = record.delivery
+    return WebhookDelivery(
+        id=delivery.id,
+        type=delivery.type,
+        created_at=int(delivery.created_at),
+        status=record.status,
+        next_attempt_at=record.due_at,
+        attempts=[WebhookAttempt.model_validate(attempt.model_dump()) for attempt in record.attempts],
+    )
+
+
+def secret_object(secret: Secret, now: float) -> WebhookSecret:
+    """The wire form of an owner's webhook secrets."""
+    return WebhookSecret(
+        secret=secret.current,
+        created_at=int(secret.created_at),
+        previous=[
+            PreviousSecret(secret=old, expires_at=int(until)) for old, until in secret.previous if until > now
+        ],
     )
 
 

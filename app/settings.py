@@ -6,8 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.addresses import parse_networks
 
 
 class Settings(BaseSettings):
@@ -69,6 +71,27 @@ class Settings(BaseSettings):
     idempotency_seconds: int = Field(24 * 3600, ge=60)
     max_events: int = Field(20_000, ge=100, description="Events kept per video for replay.")
 
+    # Webhooks.
+    webhook_allowed_networks: str = Field(
+        "",
+        description="Networks (CIDR, separated by commas) that webhooks may reach beside public addresses, such as "
+        "`10.1.2.0/24`. Empty: none that is private, loopback, link-local or reserved.",
+    )
+    max_webhook_url_chars: int = Field(2048, ge=16)
+    webhook_concurrency: int = Field(
+        16, ge=0, le=1000, description="Webhooks one API process sends at once; 0: others send them."
+    )
+    webhook_host_concurrency: int = Field(2, ge=1, description="Of these, to one receiver.")
+    webhook_connect_seconds: float = Field(5.0, gt=0, description="Name look-up, then each connection.")
+    webhook_timeout_seconds: float = Field(15.0, gt=0, description="Whole attempt, up to the status line.")
+    webhook_retry_seconds: float = Field(5.0, gt=0, description="Wait after the first attempt, then longer.")
+    webhook_retry_max_seconds: float = Field(4 * 3600.0, gt=0, description="Longest wait between attempts.")
+    webhook_max_age_seconds: float = Field(3 * 86400.0, ge=0, description="Attempts end after this long.")
+    webhook_log_seconds: int = Field(7 * 86400, ge=1, description="A settled delivery stays readable.")
+    webhook_secret_overlap_seconds: int = Field(
+        86400, ge=0, description="A secret that was replaced signs beside the new one this long."
+    )
+
     # Work.
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
     slots: int = Field(0, ge=0, le=64, description="Videos one worker makes at once; 0: chosen by device.")
@@ -90,6 +113,12 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_json: bool = False
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        parse_networks(text)
+        return text
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.errors import from_validation, invalid, quoted, unavailable, unknown_parameter
-from app.jobs.job import ModelCard, TimedPrompt, VideoSpec, new_video_id
+from app.jobs.job import ENDED, ModelCard, TimedPrompt, VideoSpec, new_video_id
 from app.schemas import CreateVideo, format_seconds
 from app.settings import Settings
+from app.webhooks import InvalidReceiver, receiver_url
 
 # Random seeds stay below the range in which JavaScript loses digits, so a page can show and send them back.
 _RANDOM_SEEDS = 2**32
@@ -73,6 +74,8 @@ def specify(
         num_inference_steps=steps,
         priority=request.priority or "normal",
         metadata=_metadata(request, settings),
+        webhook_url=_webhook_url(request, settings),
+        webhook_events=tuple(dict.fromkeys(request.webhook_events or ENDED.values())),
     )
 
 
@@ -158,3 +161,14 @@ def _metadata(request: CreateVideo, settings: Settings) -> dict[str, str]:
             code="metadata_too_large",
         )
     return metadata
+
+
+def _webhook_url(request: CreateVideo, settings: Settings) -> str | None:
+    if request.webhook_url is None:
+        if request.webhook_events is not None:
+            raise invalid("webhook_events needs a webhook_url.", param="webhook_events")
+        return None
+    try:
+        return receiver_url(request.webhook_url, settings)
+    except InvalidReceiver as error:
+        raise invalid(f"Invalid webhook_url: {error}.", param="webhook_url", code=error.code) from error

@@ -1,8 +1,11 @@
-"""The README's figures: `python -m benchmarks [speed] [memory] [--seconds 60] [--rounds 3]`.
+"""The README's figures: `python -m benchmarks [speed] [memory] [sse] [post] [--seconds 60] [--rounds 3]`.
 
 speed   a 60-s video made by stock diffusers, by the bare loop, and through the whole service, in turn; the figures
         are ratios of medians within this run, because absolute times say more about the machine than about the code
 memory  the worker's peak resident size for a 60-s and for a 600-s video, each on a fresh service
+sse     event streams under load: clients on one API process, some of which drop and resume; what each received is
+        compared with what was written
+post    requests for videos per second, as a ratio to a bare FastAPI and RQ app in the same run
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.one_video import PROMPT, SEED
+from benchmarks.post import post
 from benchmarks.service import running_service
+from benchmarks.sse import sse
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -85,10 +90,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="*", default=["speed", "memory"], help="speed, memory (default: both)")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        default=["speed", "memory", "sse", "post"],
+        help="which measurements (default: all)",
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="builtin")
+    parser.add_argument("--clients", type=int, default=1000, help="sse: clients that watch")
+    parser.add_argument("--videos", type=int, default=10, help="sse: videos they watch")
+    parser.add_argument("--events", type=int, default=200, help="sse: progress events of each video")
+    parser.add_argument("--rate", type=float, default=2.0, help="sse: of these per second")
+    parser.add_argument("--dropping", type=float, default=0.3, help="sse: share of clients that drop, resume")
+    parser.add_argument("--requests", type=int, default=4000, help="post: requests to each app in a round")
+    parser.add_argument("--connections", type=int, default=16, help="post: connections that send them")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for what in arguments.what:
@@ -96,6 +113,12 @@ def main() -> None:
             result = speed(arguments.seconds, arguments.rounds, arguments.model)
         elif what == "memory":
             result = memory(arguments.seconds, arguments.model)
+        elif what == "sse":
+            result = sse(
+                arguments.clients, arguments.videos, arguments.events, arguments.rate, arguments.dropping
+            )
+        elif what == "post":
+            result = post(arguments.requests, arguments.connections, arguments.rounds)
         else:
             parser.error(f"no measurement is called {what!r}")
         result["machine"] = {"python": platform.python_version(), "processor": platform.machine()}

@@ -1,17 +1,39 @@
-"""One running service for a measurement: `longtake up` on a folder of its own, and the costs of its videos."""
+"""What is measured: `longtake up` on a folder of its own with the costs of its videos, or an API process alone."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from app.client import LongtakeClient
+from app.embedded import EmbeddedRedis, free_port
+from app.jobs.job import ModelCard
+
+# The built-in model as its worker would register it: measurements of the API need no worker.
+MODEL_CARD = ModelCard(
+    name="builtin",
+    fps=24,
+    sizes=("64x64",),
+    default_size="64x64",
+    temporal_factor=4,
+    chunk_latents=5,
+    chunks_in_flight=8,
+    forwards_per_shift=2,
+    guidance_scale=3.0,
+    prompt_tokens=64,
+    created_at=1_700_000_000.0,
+)
+
+_START_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -73,3 +95,75 @@ def running_service(model: str) -> Iterator[Service]:
         finally:
             process.terminate()
             process.wait(30)
+
+
+@dataclass(frozen=True)
+class ApiProcess:
+    """A running API process and its Redis."""
+
+    port: int
+    pid: int
+    redis_url: str
+
+    def resident_bytes(self) -> int:
+        """Memory the process occupies now."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_seconds(self) -> float:
+        """Processor time the process has taken so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def running_api(*, bare: bool = False, redis_url: str | None = None) -> Iterator[ApiProcess]:
+    """One process of `longtake api` or of the bare app, until the block ends; on its own Redis if none is given."""
+    port = free_port()
+    command = (
+        [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "benchmarks.bare_app:app",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        ]
+        if bare
+        else [sys.executable, "-m", "app.cli", "api", "--port", str(port)]
+    )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = redis_url or stack.enter_context(EmbeddedRedis(folder / "redis")).url
+        environment = {
+            **os.environ,
+            "LONGTAKE_REDIS_URL": url,
+            "LONGTAKE_STORAGE_URL": (folder / "objects").as_uri(),
+            "LONGTAKE_MAX_QUEUED": "1000000",
+            "LONGTAKE_LOG_LEVEL": "WARNING",
+        }
+        process = subprocess.Popen(command, env=environment)
+        try:
+            _await_answer(f"http://127.0.0.1:{port}/healthz", process)
+            yield ApiProcess(port, process.pid, url)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(httpx.TransportError):
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError("the API did not start")
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that is not below `share` of all; 0 without values."""
+    ordered = sorted(values)
+    return ordered[max(0, min(len(ordered) - 1, round(share * len(ordered)) - 1))] if ordered else 0.0

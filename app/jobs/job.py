@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
@@ -14,6 +15,13 @@ SCHEMA_VERSION = 1
 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+
+WebhookEvent = Literal["video.completed", "video.failed", "video.cancelled", "video.chunk"]
+ENDED: Mapping[Literal["completed", "failed", "cancelled"], WebhookEvent] = {
+    "completed": "video.completed",
+    "failed": "video.failed",
+    "cancelled": "video.cancelled",
+}
 
 
 class Status(StrEnum):
@@ -61,6 +69,8 @@ class VideoSpec(_Frozen):
     num_inference_steps: int | None = None
     priority: Priority = "normal"
     metadata: dict[str, str] = Field(default_factory=dict)
+    webhook_url: str | None = None
+    webhook_events: tuple[WebhookEvent, ...] = tuple(ENDED.values())
     schema_version: int = SCHEMA_VERSION
 
     @property

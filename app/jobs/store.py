@@ -13,6 +13,8 @@
 | longtake:models                  | hash   | model name -> `ModelCard` JSON, written by workers                 |
 | longtake:worker:{name}           | string | JSON about a live worker, expires with its lease                   |
 
+Webhook deliveries have keys of their own: see `app.jobs.deliveries`.
+
 Beside these stand RQ's own keys (`rq:*`): `rq:queue:{q}` (list, waiting), `rq:wip:{q}` (zset, `{id}:{execution}` by
 the time its lease ends, on the clock of Redis), `rq:job:{id}` (hash). A video that waits in no queue and has no live
 lease is lost, whatever the reason; `VideoStore.reconcile` puts it back in line.
@@ -26,7 +28,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -34,7 +36,15 @@ from redis.exceptions import WatchError
 
 from app.jobs import queue
 from app.jobs.connection import Connection
+from app.jobs.deliveries import (
+    ENQUEUE_LUA,
+    Delivery,
+    DeliveryStore,
+    as_argument,
+    deliveries_of,
+)
 from app.jobs.job import (
+    ENDED,
     ChunkRecord,
     JobError,
     ModelCard,
@@ -127,9 +137,12 @@ class Event:
 
 # KEYS: video, chunks, events, active. ARGV: fence, chunk index or '', chunk JSON, max events,
 # id of the video if this ends it or '', number of fields, field, value, ..., then event type, event data, ...
+# An event of type `webhooks` is no event but the deliveries that this causes.
 # Returns 1 written, 2 this very chunk was committed before, or the video ended (a retry after a lost answer),
 # 0 the fence is another's, -1 no such video, -2 the chunk is not the next one.
-_WRITE = """
+_WRITE = (
+    ENQUEUE_LUA
+    + """
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
 if fence ~= ARGV[1] then return 0 end
@@ -151,11 +164,16 @@ for _ = 1, n do
   at = at + 2
 end
 while at < #ARGV do
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'type', ARGV[at], 'data', ARGV[at + 1])
+  if ARGV[at] == 'webhooks' then
+    enqueue_webhooks(KEYS[1], ARGV[at + 1])
+  else
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'type', ARGV[at], 'data', ARGV[at + 1])
+  end
   at = at + 2
 end
 return 1
 """
+)
 
 # Renews the lease of a running video. KEYS: video, wip, queue. ARGV: fence, id, member of wip, milliseconds.
 # A lease that somebody reaped is taken back as long as nobody has claimed the video: the fence decides.
@@ -224,6 +242,7 @@ class VideoStore:
     ) -> None:
         """`connection` must return bytes (no decode_responses); `origin` is put before URLs inside events."""
         self.redis = connection
+        self.deliveries = DeliveryStore(connection)
         self.origin = origin
         self.max_events = max_events
         self.max_queued = max_queued
@@ -385,6 +404,8 @@ class VideoStore:
             if changed.state.status is Status.CANCELLED:
                 pipe.hdel(ACTIVE_KEY, video_id)
                 self._add_event(pipe, video_id, Event("cancelled", self._wire(changed)))
+                told = deliveries_of(video.spec, "video.cancelled", changes["completed_at"])
+                self.deliveries.enqueue(pipe, video_key(video_id), told)
             return changed
 
         video = self._optimistically(transact, video_key(video_id))
@@ -393,10 +414,14 @@ class VideoStore:
         return video
 
     def delete(self, video: Video) -> None:
-        """Removes every record of a video. A worker that still runs it finds it gone and stops."""
+        """Removes every record of a video. A worker that still runs it finds it gone and stops.
+
+        Webhooks that were not delivered yet are dropped too: what they speak of is no more.
+        """
         queue.dequeue(self.redis, video.spec)
         pipe = self.redis.pipeline()
         pipe.delete(video_key(video.id), chunks_key(video.id), events_key(video.id))
+        self.deliveries.drop(pipe, video.id)
         pipe.zrem(owner_key(video.spec.owner), video.id)
         pipe.hdel(ACTIVE_KEY, video.id)
         pipe.set(deleted_key(video.id), 1, ex=DELETED_SECONDS)
@@ -454,7 +479,8 @@ class VideoStore:
         changes["barren_attempts"] = 0
         changes["chunks_ready"] = chunk.index + 1
         changes["frames_ready"] = chunk.first_frame + chunk.frames
-        self._write(video.id, fence, chunk, changes, [event])
+        told = deliveries_of(video, "video.chunk", chunk.created_at, chunk=chunk.index)
+        self._write(video.id, fence, chunk, changes, [event], deliveries=told)
 
     def finish(
         self,
@@ -471,7 +497,9 @@ class VideoStore:
         """
         changes |= {"status": Status(status), "completed_at": time.time(), "error": error, "stalled": None}
         done = Video(spec=video.spec, state=video.state.model_copy(update=changes))
-        self._write(video.id, fence, None, changes, [Event(status, self._wire(done))], ends=True)
+        events = [Event(status, self._wire(done))]
+        told = deliveries_of(video.spec, ENDED[status], changes["completed_at"])
+        self._write(video.id, fence, None, changes, events, deliveries=told, ends=True)
         return done
 
     def release(self, video: Video, fence: str, *, count_attempt: bool) -> None:
@@ -643,6 +671,7 @@ class VideoStore:
         changes: Mapping[str, Any],
         events: Iterable[Event],
         *,
+        deliveries: Sequence[Delivery] = (),
         ends: bool = False,
     ) -> None:
         fields = _dump(_state_fields(**changes))
@@ -658,6 +687,8 @@ class VideoStore:
             arguments += [name, value]
         for event in events:
             arguments += [event.type, json.dumps(event.data)]
+        if deliveries:
+            arguments += ["webhooks", as_argument(deliveries)]
         keys = [video_key(video_id), chunks_key(video_id), events_key(video_id), ACTIVE_KEY]
         code = int(self._write_script(keys=keys, args=arguments))
         if code == -1:

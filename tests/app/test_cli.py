@@ -13,7 +13,7 @@ from app import __version__
 from app.cli import main
 from tests.app.conftest import Api
 
-COMMANDS = ["up", "generate", "watch", "models", "api", "worker"]
+COMMANDS = ["up", "generate", "watch", "models", "api", "worker", "webhooks"]
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:

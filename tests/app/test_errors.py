@@ -94,9 +94,11 @@ NEEDS_REDIS = [
     ("GET", "/v1/videos"),
     ("GET", "/v1/models"),
     ("GET", "/readyz"),
+    ("GET", "/v1/webhook_secret"),
+    ("POST", "/v1/webhook_secret/rotate"),
     *(
         ("GET", f"/v1/videos/{UNKNOWN}{rest}")
-        for rest in ("", "/content", "/chunks", "/events", "/stream.m3u8")
+        for rest in ("", "/content", "/chunks", "/events", "/stream.m3u8", "/webhook_deliveries")
     ),
     ("DELETE", f"/v1/videos/{UNKNOWN}"),
     ("POST", f"/v1/videos/{UNKNOWN}/cancel"),
@@ -307,6 +309,10 @@ def test_the_openapi_document_names_every_route_and_its_errors(api: Api) -> None
         "/v1/videos/{video_id}/init.mp4",
         "/v1/videos/{video_id}/stream.m3u8",
         "/v1/videos/{video_id}/events",
+        "/v1/videos/{video_id}/webhook_deliveries",
+        "/v1/videos/{video_id}/webhook_deliveries/{delivery_id}/retry",
+        "/v1/webhook_secret",
+        "/v1/webhook_secret/rotate",
         "/v1/models",
         "/v1/models/{model}",
         "/healthz",

@@ -136,7 +136,8 @@ def model_folder(pipeline_folder: Callable[..., Path]) -> str:  # noqa: F811
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Iterator[Up]:
     """One service for all tests that leave it running."""
-    up = begin(tmp_path_factory.mktemp("service") / "data", "--model", model_folder)
+    data = tmp_path_factory.mktemp("service") / "data"
+    up = begin(data, "--model", model_folder, webhook_allowed_networks="127.0.0.0/8")
     try:
         yield await_ready(up)
     finally:

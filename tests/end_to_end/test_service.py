@@ -15,12 +15,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from standardwebhooks import Webhook
 
 from app.client import LongtakeClient
 from app.jobs.job import Status
 from app.schemas import VideoObject
 from tests.conftest import Eventually
 from tests.end_to_end.conftest import LONGTAKE, Up, alive, chunk_hashes, environment, frame_times, longtake
+from tests.receiver import receiving
 
 PROMPT = "a red circle"
 LONG = {"seconds": 40, "seed": 7}
@@ -78,6 +80,18 @@ def test_a_prompt_becomes_a_video_that_can_be_watched_while_it_is_made(service: 
         assert len(frame_times(client.read_chunk(video.id, chunk.index))) == chunk.frames
         segment = httpx.get(f"{service.url}/v1/videos/{video.id}/chunks/{chunk.index}/content?format=m4s")
         assert sha256(segment.content).hexdigest() == chunk.sha256
+
+
+def test_the_owner_s_server_is_told_of_each_chunk_and_of_the_end(service: Up, eventually: Eventually) -> None:
+    client = service.client
+    with receiving() as receiver:
+        events = ["video.chunk", "video.completed"]
+        video = client.create(PROMPT, seconds=2, seed=1, webhook_url=receiver.url, webhook_events=events)
+        chunks = finished(client, video.id).chunks_ready
+        eventually(lambda: len(receiver.calls) == chunks + 1)
+        assert sorted(receiver.types) == ["video.chunk"] * chunks + ["video.completed"]
+        secret = Webhook(client.webhook_secret().secret)
+        assert {secret.verify(call.body, call.headers)["data"]["id"] for call in receiver.calls} == {video.id}
 
 
 def test_generate_writes_the_file_and_tells_its_path(service: Up, tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Webhooks as their owner sees them: what was delivered, and the secret that signs."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from app.context import Ctx
+from app.errors import invalid, not_found
+from app.jobs.store import video_key
+from app.routes.documentation import errors
+from app.schemas import (
+    WebhookBody,
+    WebhookDelivery,
+    WebhookDeliveryList,
+    WebhookSecret,
+    delivery_object,
+    secret_object,
+)
+
+router = APIRouter(prefix="/v1", tags=["webhooks"])
+
+# What this service sends, for the OpenAPI document.
+sent = APIRouter()
+
+# A replaced secret signs no longer than this, whatever is asked.
+_LONGEST_OVERLAP_SECONDS = 30 * 86400
+
+
+@sent.post("event", status_code=204, response_class=Response, summary="An event of a video")
+def event(body: WebhookBody) -> None:
+    """Sent to the video's `webhook_url` with the headers of Standard Webhooks. Any 2xx takes it."""
+
+
+@router.get(
+    "/videos/{video_id}/webhook_deliveries",
+    response_model=WebhookDeliveryList,
+    responses=errors(400, 404, 503),
+    summary="List a video's webhooks",
+)
+def list_webhook_deliveries(
+    video_id: str,
+    ctx: Ctx,
+    after: Annotated[str | None, Query(description="The `last_id` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> WebhookDeliveryList:
+    """What was sent to the video's `webhook_url` and how it went, the newest first."""
+    video = ctx.video(video_id)
+    try:
+        records, more = ctx.videos.deliveries.page(video.id, limit=limit, after=after)
+    except KeyError as error:
+        raise invalid("There is no such delivery.", param="after") from error
+    data = [delivery_object(record) for record in records]
+    return WebhookDeliveryList(
+        data=data,
+        has_more=more,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+    )
+
+
+@router.post(
+    "/videos/{video_id}/webhook_deliveries/{delivery_id}/retry",
+    response_model=WebhookDelivery,
+    responses=errors(404, 503),
+    summary="Send a webhook again",
+)
+def retry_webhook_delivery(video_id: str, delivery_id: str, ctx: Ctx) -> WebhookDelivery:
+    """Sends it at once, under the same id, and tries as often as with a new one, also if it was delivered before.
+
+    A receiver that answered 410 gets the video's later events again.
+    """
+    video = ctx.video(video_id)
+    record = ctx.videos.deliveries.retry(video.id, video_key(video.id), delivery_id)
+    if record is None:
+        raise not_found(
+            "There is no such delivery (any more).", code="delivery_not_found", param="delivery_id"
+        )
+    return delivery_object(record)
+
+
+@router.get(
+    "/webhook_secret", response_model=WebhookSecret, responses=errors(503), summary="Look at the secret"
+)
+def retrieve_webhook_secret(response: Response, ctx: Ctx) -> WebhookSecret:
+    """The secret that signs your webhooks; made when it is first asked for or needed."""
+    response.headers["Cache-Control"] = "no-store"
+    return secret_object(ctx.videos.deliveries.secret(""), time.time())
+
+
+@router.post(
+    "/webhook_secret/rotate",
+    response_model=WebhookSecret,
+    responses=errors(400, 503),
+    summary="Replace the secret",
+)
+def rotate_webhook_secret(
+    response: Response,
+    ctx: Ctx,
+    overlap_seconds: Annotated[
+        int | None,
+        Query(
+            ge=0,
+            le=_LONGEST_OVERLAP_SECONDS,
+            description="How long the old secret signs beside the new one; 0 if it has leaked.",
+        ),
+    ] = None,
+) -> WebhookSecret:
+    """A new secret. For a while every webhook carries a signature of both, so that receivers can change over."""
+    response.headers["Cache-Control"] = "no-store"
+    overlap = ctx.settings.webhook_secret_overlap_seconds if overlap_seconds is None else overlap_seconds
+    return secret_object(ctx.videos.deliveries.rotate_secret("", overlap), time.time())
