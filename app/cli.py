@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import math
 import os
 import shutil
@@ -15,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,9 +24,11 @@ from pydantic import ValidationError
 from pydantic_settings.exceptions import SettingsError
 
 from app import __version__
-from app.client import DEFAULT_URL, LongtakeClient, LongtakeError, ServiceError
+from app.auth import check_exposure
+from app.client import DEFAULT_URL, LongtakeClient, LongtakeError, NotAuthorized, ServiceError
 from app.embedded import EmbeddedRedisError, end, spawn
 from app.jobs.job import Status
+from app.keys import ApiKey, KeyFile, KeysError, redact
 from app.progress import Progress, ProgressDisplay, clock
 from app.schemas import ModelObject, VideoObject
 from app.settings import Settings
@@ -37,7 +41,9 @@ _CANCEL_SECONDS = 10.0
 _PATIENCE_SECONDS = 3.0
 
 # A service for one call shares nothing with others.
-_SHARED = frozenset({"LONGTAKE_REDIS_URL", "LONGTAKE_STORAGE_URL"})
+_SHARED = frozenset({"LONGTAKE_REDIS_URL", "LONGTAKE_STORAGE_URL", "LONGTAKE_API_KEYS_FILE"})
+
+_KEY_LIMITS = ("max_queued", "max_running", "seconds_per_day", "requests_per_minute")
 
 
 class CommandError(Exception):
@@ -56,9 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except CommandError as error:
         return _complain(str(error), error.code)
+    except NotAuthorized as error:
+        hint = " (--api-key or LONGTAKE_API_KEY)" if error.status == 401 else ""
+        return _complain(f"{error}{hint}", 1)
     except ServiceError as error:
         return _complain(f"{error.param}: {error}" if error.param else str(error), 1)
-    except (LongtakeError, UpError, EmbeddedRedisError) as error:
+    except (LongtakeError, UpError, EmbeddedRedisError, KeysError) as error:
         return _complain(str(error), 1)
     except ValidationError as error:
         return _complain(_settings_problem(error), BAD_USAGE)
@@ -80,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"longtake: {' '.join(message.split())}", file=sys.stderr)
+    print(f"longtake: {' '.join(redact(message).split())}", file=sys.stderr)
     return code
 
 
@@ -213,7 +222,44 @@ def _parser() -> argparse.ArgumentParser:
         help="rotate: how long the old secret signs too; 0 if it has leaked (default: the service's)",
     )
     _service_flags(webhooks, f"the service (default {DEFAULT_URL})")
+
+    _keys_command(
+        command(
+            "keys",
+            _list_keys,
+            "make, list and revoke API keys",
+            "\nKeys stand in the file that LONGTAKE_API_KEYS_FILE names, which holds their hashes only. A\n"
+            "running service notices at once when it changes. Without a file keys are off.",
+            "LONGTAKE_API_KEYS_FILE=keys.json longtake keys create --name studio --max-running 2",
+        )
+    )
     return parser
+
+
+def _keys_command(keys: argparse.ArgumentParser) -> None:
+    actions = keys.add_subparsers(metavar="ACTION", required=True)
+
+    def action(name: str, run: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        sub.add_argument("--json", action="store_true", help="write JSON to stdout")
+        sub.set_defaults(command=run)
+        return sub
+
+    create = action("create", _create_key, "make a key; it is shown once and kept nowhere")
+    create.add_argument("--name", required=True, type=_label, help="whom or what the key is for")
+    create.add_argument("--read-only", action="store_true", help="the key may look, and not make or change")
+    for flag, kind, what in (
+        ("--max-queued", _limit, "videos waiting at once"),
+        ("--max-running", _limit, "videos being made at once"),
+        ("--seconds-per-day", _seconds_limit, "seconds of video asked for on one day (UTC)"),
+        ("--requests-per-minute", _limit, "requests"),
+    ):
+        create.add_argument(
+            flag, type=kind, metavar="N", help=f"limit: {what}; 0: none (default: LONGTAKE_KEY_*)"
+        )
+    action("list", _list_keys, "list all keys, the revoked ones too")
+    revoke = action("revoke", _revoke_key, "end a key for good; what it made stays, and nobody sees it")
+    revoke.add_argument("key_id", metavar="ID", help="id of the key, as `list` shows it")
 
 
 def _model_flag(parser: argparse.ArgumentParser) -> None:
@@ -225,6 +271,23 @@ def _model_flag(parser: argparse.ArgumentParser) -> None:
 def _service_flags(parser: argparse.ArgumentParser, url_help: str) -> None:
     parser.add_argument("--url", default=os.environ.get("LONGTAKE_URL"), help=f"{url_help} [LONGTAKE_URL]")
     parser.add_argument("--api-key", metavar="KEY", help="key of the service [LONGTAKE_API_KEY]")
+
+
+def _label(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > 100:
+        raise argparse.ArgumentTypeError("1 to 100 printable characters")
+    return text
+
+
+def _limit(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("at least 0")
+    return number
+
+
+def _seconds_limit(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
 
 
 def _count(text: str) -> int:
@@ -255,6 +318,10 @@ def _up(options: argparse.Namespace) -> int:
     settings = _settings(
         host=options.host, port=options.port, data_dir=options.data, model=_model_name(options.model)
     )
+    try:
+        check_exposure(settings)
+    except ValueError as error:
+        raise CommandError(str(error), BAD_USAGE) from error
     Supervisor(
         settings,
         workers=options.workers,
@@ -328,6 +395,66 @@ def _model_name(given: str | None) -> str | None:
     if given is not None and given != "builtin" and Path(given).is_dir():
         return str(Path(given).resolve())
     return given
+
+
+# -- keys -----------------------------------------------------------------------------------------------------------
+
+
+def _key_file() -> KeyFile:
+    path = _settings().api_keys_file
+    if path is None:
+        raise CommandError(
+            "LONGTAKE_API_KEYS_FILE is not set: it names the file that holds the keys", BAD_USAGE
+        )
+    return KeyFile(path)
+
+
+def _create_key(options: argparse.Namespace) -> int:
+    key, token = _key_file().create(
+        options.name,
+        read_only=options.read_only,
+        max_queued=options.max_queued,
+        max_running=options.max_running,
+        seconds_per_day=options.seconds_per_day,
+        requests_per_minute=options.requests_per_minute,
+    )
+    if options.json:
+        print(json.dumps({"key": token, **_key_facts(key)}))
+    else:
+        print(token)
+        print(f"longtake: this is key {key.id}; it is shown this once", file=sys.stderr)
+    return 0
+
+
+def _list_keys(options: argparse.Namespace) -> int:
+    keys = _key_file().read()
+    if options.json:
+        print(json.dumps([_key_facts(key) for key in keys]))
+        return 0
+    for key in keys:
+        facts = [f"since {_day(key.created_at)}"]
+        if key.revoked_at is not None:
+            facts.append(f"revoked {_day(key.revoked_at)}")
+        if key.read_only:
+            facts.append("read-only")
+        facts += [f"{name} {value:g}" for name in _KEY_LIMITS if (value := getattr(key, name)) is not None]
+        print(f"{key.id}  {key.name}  {', '.join(facts)}")
+    return 0
+
+
+def _revoke_key(options: argparse.Namespace) -> int:
+    key = _key_file().revoke(options.key_id)
+    print(json.dumps(_key_facts(key)) if options.json else f"revoked {key.id} ({key.name})")
+    return 0
+
+
+def _key_facts(key: ApiKey) -> dict[str, Any]:
+    """What may be told of a key: everything but its hash."""
+    return key.model_dump(exclude={"sha256"})
+
+
+def _day(at: int) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d}"
 
 
 # -- clients --------------------------------------------------------------------------------------------------------

@@ -1,20 +1,26 @@
-"""What every route works with: settings, records, objects, events. One per application."""
+"""What every route works with: settings, records, objects, events, and who asks."""
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.errors import APIError, not_found
+from app.auth import Caller
+from app.errors import APIError, not_found, too_many
 from app.jobs.connection import connect
 from app.jobs.events import EventHub
-from app.jobs.job import Video
-from app.jobs.store import VideoStore
-from app.schemas import VideoObject, video_object
+from app.jobs.job import ChunkRecord, Video, VideoSpec
+from app.jobs.store import Created, QueueFull, VideoStore
+from app.keys import Keyring
+from app.limits import DailySecondsExceeded, RequestRate, TooManyQueued, seconds_until_tomorrow
+from app.metrics import Metrics
+from app.schemas import ChunkObject, VideoObject, chunk_object, format_seconds, video_object
 from app.settings import Settings
+from app.signatures import Signer
 from app.storage import ObjectStore, store_of
 
 _VIDEO_ID = re.compile(r"video_[0-9a-f]{32}", re.ASCII)
@@ -26,7 +32,10 @@ _ATTEMPTS = 2
 
 
 class Context:
-    """Opens nothing before it is needed: the API starts, and says what is wrong, while Redis or the store is away."""
+    """The application's services; in a route, those of one caller, who sees and makes only what is its own.
+
+    Opens nothing before it is needed: the API starts, and says what is wrong, while Redis or the store is away.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Raises ValueError when the settings name no Redis."""
@@ -45,36 +54,122 @@ class Context:
         self.events = EventHub(
             url, heartbeat_seconds=settings.sse_heartbeat_seconds, queue_limit=settings.sse_client_queue
         )
-        self._objects: ObjectStore | None = None
-        self._opening = threading.Lock()
+        self.keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)
+        self.request_rate = RequestRate(self.videos.redis)
+        secret = settings.signing_secret
+        self.signer = Signer(
+            self.videos.redis,
+            None if secret is None else secret.get_secret_value(),
+            settings.signed_url_seconds,
+        )
+        self.metrics = Metrics(self.videos, lambda: self.events.watchers)
+        self._store = _LazyStore(settings)
+        self._caller: Caller | None = None
+
+    def of(self, caller: Caller | None) -> Context:
+        """The same services for one caller."""
+        bound = copy.copy(self)
+        bound._caller = caller
+        return bound
+
+    @property
+    def caller(self) -> Caller:
+        """Who asks. There is nobody at a public address, and outside of a request."""
+        if self._caller is None:
+            raise RuntimeError("what belongs to somebody was asked for by nobody")
+        return self._caller
+
+    @property
+    def owner(self) -> str:
+        """Whose videos these are."""
+        return self.caller.owner
 
     @property
     def objects(self) -> ObjectStore:
         """The object store. Raises `StorageError` while it cannot be opened; blocks."""
-        with self._opening:
-            if self._objects is None:
-                self._objects = store_of(
-                    self.settings, timeout_seconds=_STORE_SECONDS, max_attempts=_ATTEMPTS
-                )
-            return self._objects
+        return self._store.get()
 
     def video(self, video_id: str) -> Video:
-        """The video of a path. Raises `APIError` 404."""
+        """The caller's video of a path. Raises `APIError` 404, also for the video of somebody else."""
         video = self.videos.get(self.video_id(video_id))
-        if video is None:
+        if video is None or video.spec.owner != self.owner:
             raise no_video()
         return video
 
     def video_id(self, text: str) -> str:
-        """The id in a path. Raises `APIError` 404 for what cannot be one."""
+        """The id in a path, whoever's it is. Raises `APIError` 404 for what cannot be one."""
         if not _VIDEO_ID.fullmatch(text):
             raise no_video()
         return text
 
+    def create(self, spec: VideoSpec, *, idempotency: tuple[str, str] | None = None) -> Created:
+        """Records and enqueues a video of the caller's, within its limits.
+
+        Raises `APIError` 429, and `IdempotencyMismatch`.
+        """
+        spec = spec.model_copy(update={"owner": self.owner})
+        limits = self.caller.limits
+        try:
+            return self.videos.create(spec, idempotency=idempotency, limits=limits)
+        except QueueFull as error:
+            raise too_many(
+                f"{self.settings.max_queued} videos are waiting already.",
+                code="queue_full",
+                retry_after_seconds=30,
+            ) from error
+        except TooManyQueued as error:
+            raise too_many(
+                f"{limits.max_queued} videos of this API key are waiting already.",
+                code="too_many_queued",
+                retry_after_seconds=30,
+            ) from error
+        except DailySecondsExceeded as error:
+            refusal = too_many(
+                f"This API key may ask for {format_seconds(limits.seconds_per_day)} s of video a day; "
+                f"{format_seconds(error.left_seconds)} s of today's are left.",
+                code="daily_seconds_exceeded",
+                retry_after_seconds=seconds_until_tomorrow(),
+            )
+            refusal.headers["x-should-retry"] = "false"  # SDKs would try again at once
+            raise refusal from error
+
     def wire(self, *videos: Video) -> list[VideoObject]:
         """Videos as clients see them now."""
         positions = self.videos.queue_positions(videos)
-        return [video_object(video, self.origin, positions.get(video.id)) for video in videos]
+        return [
+            video_object(video, self.origin, positions.get(video.id), query=self.playback_query(video.id))
+            for video in videos
+        ]
+
+    def wire_chunk(self, video: Video, chunk: ChunkRecord) -> ChunkObject:
+        """A chunk as clients see it now."""
+        return chunk_object(video.id, chunk, video.spec.fps, self.origin, query=self.playback_query(video.id))
+
+    def playback_query(self, video_id: str) -> str:
+        """The query that opens the playback addresses of the caller's video to those without a key; "" if all may."""
+        return "" if self.keyring is None else self.signer.sign(video_id, self.owner).query
+
+    def note_viewing(self, video: Video) -> None:
+        """Called when the caller reads the playlist of a video: its signed URL does not end while the video grows."""
+        if self.caller.signature is not None and not video.state.status.terminal:
+            self.signer.viewed(self.caller.signature)
+
+
+class _LazyStore:
+    """The object store, opened when it is first needed; shared by all callers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._opened: ObjectStore | None = None
+        self._opening = threading.Lock()
+
+    def get(self) -> ObjectStore:
+        with self._opening:
+            if self._opened is None:
+                self._opened = store_of(
+                    self._settings, timeout_seconds=_STORE_SECONDS, max_attempts=_ATTEMPTS
+                )
+            return self._opened
 
 
 def no_video() -> APIError:
@@ -84,7 +179,7 @@ def no_video() -> APIError:
 
 async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
-    return context
+    return context.of(getattr(request.state, "caller", None))
 
 
 Ctx = Annotated[Context, Depends(_context)]

@@ -10,6 +10,7 @@ from typing import Any
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
+from app.keys import redact
 from app.storage.objects import (
     InvalidKey,
     ObjectNotFound,
@@ -44,8 +45,11 @@ class APIError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """The JSON body of the answer."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        """The JSON body of the answer. It may quote what the client sent, but no key out of that."""
+        param = None if self.param is None else redact(self.param)
+        return {
+            "error": {"message": redact(self.message), "type": self.type, "param": param, "code": self.code}
+        }
 
     def response(self) -> Response:
         """The whole answer. ASCII only, as a message may quote text that has no UTF-8 form."""
@@ -60,6 +64,13 @@ class APIError(Exception):
 def invalid(message: str, *, param: str | None, code: str = "invalid_value") -> APIError:
     """400: the request asks for something that cannot be."""
     return APIError(400, message, code=code, param=param)
+
+
+def unauthorized(message: str, *, code: str) -> APIError:
+    """401: nobody we know asks."""
+    return APIError(
+        401, message, code=code, type="authentication_error", headers={"WWW-Authenticate": "Bearer"}
+    )
 
 
 def not_found(message: str, *, code: str = "not_found", param: str | None = None) -> APIError:
@@ -92,6 +103,11 @@ def unavailable(message: str, *, code: str, retry_after_seconds: int = 2) -> API
         type="server_error",
         headers={"Retry-After": str(retry_after_seconds)},
     )
+
+
+def keys_unavailable() -> APIError:
+    """503: the file of API keys cannot be read. Nobody is let in; the log has the reason."""
+    return unavailable("API keys cannot be checked right now. Try again soon.", code="keys_unavailable")
 
 
 def body_too_large(limit_bytes: int) -> APIError:

@@ -1,4 +1,4 @@
-"""One format for the log lines of a process: words for people, or JSON for machines."""
+"""One format for the log lines of a process: words for people, or JSON for machines. No key gets into either."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from app.keys import redact
 from app.settings import Settings
 
 # What a LogRecord has anyway; everything else came in by `extra=`.
@@ -17,7 +18,7 @@ class _Words(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         extra = " ".join(f"{name}={value}" for name, value in _extra(record).items())
-        return f"{text} {extra}" if extra else text
+        return redact(f"{text} {extra}" if extra else text)
 
 
 class _Json(logging.Formatter):
@@ -31,7 +32,7 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return redact(json.dumps(line, default=str))
 
 
 def configure_logging(settings: Settings) -> None:

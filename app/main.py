@@ -25,11 +25,13 @@ from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
+from app.auth import Authenticate, check_exposure, is_public
 from app.context import Context
 from app.errors import APIError, from_redis, from_status, from_storage, from_validation, not_found
 from app.logs import configure_logging
 from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
 from app.routes import chunks, events, operations, page, reference, videos, webhooks
+from app.routes.documentation import errors
 from app.schemas import CreateVideo
 from app.settings import Settings
 from app.storage import StorageError
@@ -47,6 +49,9 @@ Turns a prompt into a long video that can be watched while it is being made.
 
 Every error, whatever its cause, is `{"error": {"message", "type", "param", "code"}}`. The stock OpenAI SDK drives
 `/v1/videos` unchanged.
+
+Where API keys are on, everything under `/v1` takes one as `Authorization: Bearer KEY`, and answers with what that key
+made and nothing else. The playback addresses of a video can be opened without a key by the query of its `playlist_url`.
 """
 
 
@@ -82,7 +87,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         webhooks=webhooks.sent,
-        middleware=_middleware(settings),
+        middleware=_middleware(settings, context),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -103,6 +108,7 @@ def serve(settings: Settings, *, ready: Callable[[str, int], None] | None = None
     """
     configure_logging(settings)
     try:
+        check_exposure(settings)
         app = create_app(settings)
         listener = _listen(settings.host, settings.port)
     except (OSError, ValueError) as error:
@@ -183,9 +189,9 @@ class _Protocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def _middleware(settings: Settings, context: Context) -> list[Middleware]:
     origins = [origin.strip().rstrip("/") for origin in settings.cors_origins.split(",") if origin.strip()]
-    layers = [Middleware(RequestLog)]
+    layers = [Middleware(RequestLog, metrics=context.metrics)]
     if origins:
         layers.append(
             Middleware(
@@ -198,6 +204,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
                     "Content-Range",
                     "ETag",
                     "Retry-After",
+                    "WWW-Authenticate",
                     "openai-poll-after-ms",
                     "x-request-id",
                 ],
@@ -205,6 +212,15 @@ def _middleware(settings: Settings) -> list[Middleware]:
             )
         )
     layers.append(Middleware(CrossSiteGuard, allowed=origins))
+    layers.append(
+        Middleware(
+            Authenticate,
+            settings=settings,
+            keyring=context.keyring,
+            rate=context.request_rate,
+            signer=context.signer,
+        )
+    )
     layers.append(Middleware(BodyLimit, max_bytes=settings.max_body_bytes))
     return layers
 
@@ -275,8 +291,13 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = document["components"]["schemas"]
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
-        for operations_of_path in (*document["paths"].values(), *document["webhooks"].values()):
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations_of_path in (*document["paths"].items(), *document["webhooks"].items()):
             for operation in operations_of_path.values():
+                if path in document["paths"] and not is_public(path):
+                    # Nothing, or a key: a service may run without keys.
+                    operation["security"] = [{}, {"key": []}]
+                    operation["responses"] = _described_refusals() | operation["responses"]
                 content = operation["responses"].get("422", {}).get("content", {})
                 if "HTTPValidationError" in json.dumps(content):
                     del operation["responses"]["422"]
@@ -285,6 +306,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas["CreateVideo"] = create
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _described_refusals() -> dict[str, Any]:
+    """What any address that takes a key may answer, in the words of the OpenAPI document."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorObject"}}}
+    return {
+        str(status): {"description": answer["description"], "content": content}
+        for status, answer in errors(401, 403, 429, 503).items()
+    }
 
 
 def _listen(host: str, port: int) -> socket.socket:

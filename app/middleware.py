@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import APIError, body_too_large, internal
+from app.metrics import Metrics
 
 access_log = logging.getLogger("app.access")
 log = logging.getLogger(__name__)
@@ -26,13 +27,14 @@ _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 
 
 class RequestLog:
-    """Names each request, logs it when it is over, and answers 500 when it fails.
+    """Names each request, counts it, logs it when it is over, and answers 500 when it fails.
 
     The line holds the path without its query, and no header but the id: neither keys nor prompts reach the log.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,12 +43,12 @@ class RequestLog:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         began = time.perf_counter()
-        status = 0
+        status, answered = 0, began
 
         async def named(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], time.perf_counter()
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 headers["x-request-id"] = request_id
                 headers["x-content-type-options"] = "nosniff"
@@ -62,6 +64,7 @@ class RequestLog:
                 raise  # the answer has begun: only a cut connection tells the client that it is not whole
             await internal().response()(scope, receive, named)
         finally:
+            self.metrics.request(scope, status or 500, (answered if status else time.perf_counter()) - began)
             access_log.info(
                 "%s %s %s",
                 scope["method"],
@@ -72,8 +75,14 @@ class RequestLog:
                     "request_id": request_id,
                     "milliseconds": round((time.perf_counter() - began) * 1000, 1),
                     "client": (scope.get("client") or ("",))[0],
+                    **_owner(scope),
                 },
             )
+
+
+def _owner(scope: Scope) -> dict[str, str]:
+    caller = scope.get("state", {}).get("caller")
+    return {"owner": caller.owner} if caller is not None and caller.owner else {}
 
 
 class BodyLimit:

@@ -221,8 +221,11 @@ class VideoObject(BaseModel):
     metadata: dict[str, str] = Field(default_factory=dict)
     webhook_url: str | None = None
     attempts: int = 0
-    playlist_url: str
-    events_url: str
+    playlist_url: str = Field(
+        description="The live HLS playlist. Where keys are on it is signed: it, and any other playback address of the "
+        "video with the same query, can be opened for a while without a key."
+    )
+    events_url: str = Field(description="The event stream, signed in the same way.")
 
 
 class ChunkObject(BaseModel):
@@ -336,8 +339,15 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
-def video_object(video: Video, origin: str = "", queue_position: int | None = None) -> VideoObject:
-    """The wire form of a job; `origin` is put before its URLs."""
+def with_query(url: str, query: str) -> str:
+    """The URL with a query, if there is one to add."""
+    return f"{url}?{query}" if query else url
+
+
+def video_object(
+    video: Video, origin: str = "", queue_position: int | None = None, *, query: str = ""
+) -> VideoObject:
+    """The wire form of a job; `origin` is put before its URLs, and `query` behind them."""
     spec, state = video.spec, video.state
     base = f"{origin}/v1/videos/{spec.id}"
     eta = video.eta_seconds
@@ -365,13 +375,15 @@ def video_object(video: Video, origin: str = "", queue_position: int | None = No
         metadata=spec.metadata,
         webhook_url=spec.webhook_url,
         attempts=state.attempts,
-        playlist_url=f"{base}/stream.m3u8",
-        events_url=f"{base}/events",
+        playlist_url=with_query(f"{base}/stream.m3u8", query),
+        events_url=with_query(f"{base}/events", query),
     )
 
 
-def chunk_object(video_id: str, chunk: ChunkRecord, fps: int, origin: str = "") -> ChunkObject:
-    """The wire form of a committed chunk."""
+def chunk_object(
+    video_id: str, chunk: ChunkRecord, fps: int, origin: str = "", *, query: str = ""
+) -> ChunkObject:
+    """The wire form of a committed chunk; `origin` is put before its URL, and `query` behind it."""
     return ChunkObject(
         index=chunk.index,
         start_seconds=round(chunk.start_seconds(fps), 6),
@@ -379,7 +391,7 @@ def chunk_object(video_id: str, chunk: ChunkRecord, fps: int, origin: str = "") 
         frames=chunk.frames,
         bytes=chunk.bytes,
         sha256=chunk.sha256,
-        url=f"{origin}/v1/videos/{video_id}/chunks/{chunk.index}/content",
+        url=with_query(f"{origin}/v1/videos/{video_id}/chunks/{chunk.index}/content", query),
         created_at=chunk.created_at,
     )
 

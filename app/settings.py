@@ -45,6 +45,26 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="Origin clients reach the API at, prefixed to URLs in answers. None: relative URLs."
     )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of API keys, written by `longtake keys`. None: keys are off, everybody is one tenant.",
+    )
+    allow_anonymous: bool = Field(
+        False, description="Listen on other addresses than the loopback although keys are off."
+    )
+    signing_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="What signed URLs are signed with, the same for all replicas. None: one made up, in Redis.",
+    )
+    signed_url_seconds: float = Field(
+        4 * 3600.0, ge=60, description="Least life of a signed URL; up to a quarter more."
+    )
+    metrics_token: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Bearer token of /metrics. None: open while keys are off, else not served.",
+    )
     cors_origins: str = Field(
         "",
         description="Origins, separated by commas, whose web pages may call the API; `*`: all. Empty: none.",
@@ -92,6 +112,16 @@ class Settings(BaseSettings):
         86400, ge=0, description="A secret that was replaced signs beside the new one this long."
     )
 
+    # What one API key may ask for, unless its own entry says otherwise; 0: no limit.
+    key_max_queued: int = Field(0, ge=0, description="Videos of one key waiting at once.")
+    key_max_running: int = Field(0, ge=0, description="Videos of one key being made at once.")
+    key_seconds_per_day: float = Field(
+        0.0, ge=0, description="Seconds of video one key may ask for on one day (UTC)."
+    )
+    key_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="Requests with one key, over all replicas of the API."
+    )
+
     # Work.
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
     slots: int = Field(0, ge=0, le=64, description="Videos one worker makes at once; 0: chosen by device.")
@@ -119,6 +149,12 @@ class Settings(BaseSettings):
     def _networks(cls, text: str) -> str:
         parse_networks(text)
         return text
+
+    @field_validator("api_keys_file", "signing_secret", "metrics_token", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        # Compose files pass on what is not set as "", which must never become a path or a secret.
+        return None if value == "" else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -39,9 +39,7 @@ def digest(request: CreateVideo) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def specify(
-    request: CreateVideo, cards: Mapping[str, ModelCard], settings: Settings, *, owner: str = ""
-) -> VideoSpec:
+def specify(request: CreateVideo, cards: Mapping[str, ModelCard], settings: Settings) -> VideoSpec:
     """The video that a request asks for, every default filled in.
 
     Raises `APIError`: 400 for what cannot be made, 503 while no worker has registered a model.
@@ -59,7 +57,6 @@ def specify(
     _limit(negative, settings, "negative_prompt")
     return VideoSpec(
         id=new_video_id(),
-        owner=owner,
         created_at=time.time(),
         model=card.name,
         prompts=_timeline(request, seconds, settings),

@@ -21,6 +21,12 @@ def queue_name(model: str, priority: Priority) -> str:
     return f"longtake:{model}:{priority}"
 
 
+def model_and_priority(name: str) -> tuple[str, str]:
+    """What a queue's name was made of."""
+    model, _, priority = name.removeprefix("longtake:").rpartition(":")
+    return model, priority
+
+
 def queue_names(model: str) -> list[str]:
     """A model's queues, most urgent first."""
     return [queue_name(model, priority) for priority in PRIORITIES]

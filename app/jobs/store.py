@@ -2,7 +2,8 @@
 
 | key                              | type   | holds                                                              |
 |----------------------------------|--------|--------------------------------------------------------------------|
-| longtake:video:{id}              | hash   | `spec` (JSON), one field per `VideoState` field (JSON), `fence`    |
+| longtake:video:{id}              | hash   | `spec` (JSON), one field per `VideoState` field (JSON), `fence`,   |
+|                                  |        | `charged` (see `app.limits`)                                       |
 | longtake:video:{id}:chunks       | list   | `ChunkRecord` JSON; the position in the list is the chunk's index  |
 | longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id          |
 | longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
@@ -12,6 +13,9 @@
 | longtake:deleted:{id}            | string | the video was deleted, not lost: its objects may go; expires       |
 | longtake:models                  | hash   | model name -> `ModelCard` JSON, written by workers                 |
 | longtake:worker:{name}           | string | JSON about a live worker, expires with its lease                   |
+| longtake:counted                 | hash   | what was made and how it ended, ever since: see `VideoStore.counts` |
+
+What one owner may ask for, and has asked for, stands in keys of its own: see `app.limits`.
 
 Webhook deliveries have keys of their own: see `app.jobs.deliveries`.
 
@@ -53,6 +57,17 @@ from app.jobs.job import (
     VideoSpec,
     VideoState,
 )
+from app.limits import (
+    ACCOUNT_SECONDS,
+    LIMITS_KEY,
+    UNLIMITED,
+    DailySecondsExceeded,
+    Limits,
+    TooManyQueued,
+    asked_milliseconds,
+    milliseconds,
+    spent_key,
+)
 from app.schemas import chunk_object, video_object
 
 T = TypeVar("T")
@@ -60,6 +75,7 @@ T = TypeVar("T")
 MODELS_KEY = "longtake:models"
 ACTIVE_KEY = "longtake:active"
 RECONCILED_KEY = "longtake:reconciled"
+COUNTED_KEY = "longtake:counted"
 DELETED_SECONDS = 7 * 24 * 3600
 
 
@@ -135,7 +151,8 @@ class Event:
     data: Mapping[str, Any]
 
 
-# KEYS: video, chunks, events, active. ARGV: fence, chunk index or '', chunk JSON, max events,
+# KEYS: video, chunks, events, active, counted, the owner's account of the day.
+# ARGV: fence, chunk index or '', chunk JSON, max events,
 # id of the video if this ends it or '', number of fields, field, value, ..., then event type, event data, ...
 # An event of type `webhooks` is no event but the deliveries that this causes.
 # Returns 1 written, 2 this very chunk was committed before, or the video ended (a retry after a lost answer),
@@ -151,11 +168,28 @@ if ARGV[2] ~= '' then
   if have == want + 1 and redis.call('LINDEX', KEYS[2], want) == ARGV[3] then return 2 end
   if have ~= want then return -2 end
   redis.call('RPUSH', KEYS[2], ARGV[3])
+  local chunk, fps = cjson.decode(ARGV[3]), cjson.decode(redis.call('HGET', KEYS[1], 'spec')).fps
+  redis.call('HINCRBY', KEYS[5], 'chunks', 1)
+  redis.call('HINCRBYFLOAT', KEYS[5], 'seconds', chunk.frames / fps)
+  local charged = tonumber(redis.call('HGET', KEYS[1], 'charged') or '')
+  local made = math.floor((chunk.first_frame + chunk.frames) * 1000 / fps)
+  if charged and made > charged then
+    redis.call('HSET', KEYS[1], 'charged', made)
+    redis.call('INCRBY', KEYS[6], made - charged)
+    redis.call('EXPIRE', KEYS[6], ACCOUNT_SECONDS)
+  end
 end
 if ARGV[5] ~= '' then
   local status = redis.call('HGET', KEYS[1], 'status')
   if status == '"completed"' or status == '"failed"' or status == '"cancelled"' then return 2 end
   redis.call('HDEL', KEYS[4], ARGV[5])
+  for i = 7, 5 + 2 * ARGV[6], 2 do
+    local value = cjson.decode(ARGV[i + 1])
+    if ARGV[i] == 'status' then redis.call('HINCRBY', KEYS[5], 'ended:' .. value, 1) end
+    if ARGV[i] == 'error' and type(value) == 'table' then
+      redis.call('HINCRBY', KEYS[5], 'failed:' .. value.code, 1)
+    end
+  end
 end
 local n = tonumber(ARGV[6])
 local at = 7
@@ -172,7 +206,7 @@ while at < #ARGV do
   at = at + 2
 end
 return 1
-"""
+""".replace("ACCOUNT_SECONDS", str(ACCOUNT_SECONDS))
 )
 
 # Renews the lease of a running video. KEYS: video, wip, queue. ARGV: fence, id, member of wip, milliseconds.
@@ -202,6 +236,17 @@ for at = 1, #KEYS, 2 do
   end
 end
 return false
+"""
+
+# Counts an owner's waiting videos. KEYS: active, videos of the owner, what stands before the id in a video's key.
+_COUNT_WAITING = """
+local count = 0
+for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if redis.call('ZSCORE', KEYS[2], id) and redis.call('HGET', KEYS[3] .. id, 'status') == '"queued"' then
+    count = count + 1
+  end
+end
+return count
 """
 
 
@@ -250,6 +295,7 @@ class VideoStore:
         self._write_script = connection.register_script(_WRITE)
         self._hold_script = connection.register_script(_HOLD)
         self._take_script = connection.register_script(_TAKE)
+        self._count_waiting_script = connection.register_script(_COUNT_WAITING)
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -332,13 +378,21 @@ class VideoStore:
 
     # -- the API's side ---------------------------------------------------------------------------------
 
-    def create(self, spec: VideoSpec, *, idempotency: tuple[str, str] | None = None) -> Created:
+    def create(
+        self,
+        spec: VideoSpec,
+        *,
+        idempotency: tuple[str, str] | None = None,
+        limits: Limits = UNLIMITED,
+    ) -> Created:
         """Records and enqueues a video in one transaction.
 
-        `idempotency` is (key, digest of the request body). Raises `IdempotencyMismatch` and `QueueFull`.
+        `idempotency` is (key, digest of the request body); `limits` are the owner's. What is asked for counts on the
+        day it is asked. Raises `IdempotencyMismatch`, `QueueFull`, `TooManyQueued` and `DailySecondsExceeded`.
         """
         video = Video(spec=spec, state=VideoState())
         idem = None if idempotency is None else idempotency_key(spec.owner, idempotency[0])
+        account, cost = spent_key(spec.owner, spec.created_at), asked_milliseconds(spec)
 
         def transact(pipe: Connection) -> Created:
             if idem is not None and idempotency is not None:
@@ -358,7 +412,18 @@ class VideoStore:
                 return Created(written, replayed=False)
             if self._waiting(spec.model) >= self.max_queued:
                 raise QueueFull
+            if limits.max_queued and self._waiting_of(spec.owner) >= limits.max_queued:
+                raise TooManyQueued
+            if limits.seconds_per_day:
+                left = milliseconds(limits.seconds_per_day) - int(pipe.get(account) or 0)
+                if cost > left:
+                    raise DailySecondsExceeded(max(0, left) / 1000)
             pipe.multi()
+            if spec.owner:
+                pipe.hset(LIMITS_KEY, spec.owner, limits.max_running)
+                pipe.hset(video_key(spec.id), "charged", cost)
+                pipe.incrby(account, cost)
+                pipe.expire(account, ACCOUNT_SECONDS)
             fields = _state_fields(**video.state.model_dump())
             pipe.hset(
                 video_key(spec.id),
@@ -376,7 +441,10 @@ class VideoStore:
             queue.enqueue(self.redis, spec, pipeline=pipe)
             return Created(video, replayed=False)
 
-        return self._optimistically(transact, video_key(spec.id), *([idem] if idem else []))
+        watched = [video_key(spec.id), *([idem] if idem else [])]
+        if limits.max_queued or limits.seconds_per_day:
+            watched.append(owner_key(spec.owner))  # changed by every other video that counts against them
+        return self._optimistically(transact, *watched)
 
     def request_cancel(self, video_id: str) -> Video:
         """Cancels a waiting video at once and tells a running one to stop. A finished one stays as it is.
@@ -403,6 +471,8 @@ class VideoStore:
             pipe.hset(video_key(video_id), mapping=_dump(_state_fields(**changes)))
             if changed.state.status is Status.CANCELLED:
                 pipe.hdel(ACTIVE_KEY, video_id)
+                pipe.hincrby(COUNTED_KEY, f"ended:{Status.CANCELLED}", 1)
+                self._refund(pipe, video)
                 self._add_event(pipe, video_id, Event("cancelled", self._wire(changed)))
                 told = deliveries_of(video.spec, "video.cancelled", changes["completed_at"])
                 self.deliveries.enqueue(pipe, video_key(video_id), told)
@@ -418,8 +488,10 @@ class VideoStore:
 
         Webhooks that were not delivered yet are dropped too: what they speak of is no more.
         """
-        queue.dequeue(self.redis, video.spec)
+        waited = queue.dequeue(self.redis, video.spec)
         pipe = self.redis.pipeline()
+        if waited:
+            self._refund(pipe, video)
         pipe.delete(video_key(video.id), chunks_key(video.id), events_key(video.id))
         self.deliveries.drop(pipe, video.id)
         pipe.zrem(owner_key(video.spec.owner), video.id)
@@ -480,7 +552,8 @@ class VideoStore:
         changes["chunks_ready"] = chunk.index + 1
         changes["frames_ready"] = chunk.first_frame + chunk.frames
         told = deliveries_of(video, "video.chunk", chunk.created_at, chunk=chunk.index)
-        self._write(video.id, fence, chunk, changes, [event], deliveries=told)
+        account = spent_key(video.owner, time.time())
+        self._write(video.id, fence, chunk, changes, [event], deliveries=told, account=account)
 
     def finish(
         self,
@@ -634,7 +707,38 @@ class VideoStore:
         values = self.redis.mget(keys) if keys else []
         return [json.loads(value) for value in values if value is not None]
 
+    # -- figures ----------------------------------------------------------------------------------------
+
+    def unfinished(self) -> list[tuple[str, Status]]:
+        """Name of the queue and status of every video that has not ended."""
+        active = self.redis.hgetall(ACTIVE_KEY)
+        pipe = self.redis.pipeline(transaction=False)
+        for video_id in active:
+            pipe.hget(video_key(video_id.decode()), "status")
+        return [
+            (name.decode(), Status(json.loads(status)))
+            for name, status in zip(active.values(), pipe.execute() if active else [], strict=True)
+            if status is not None
+        ]
+
+    def counts(self) -> dict[str, float]:
+        """What all workers have done since the records began, each counted in the transaction that did it.
+
+        `chunks` and `seconds` of video made, `ended:{status}` videos, and of those that failed `failed:{code}`.
+        """
+        return {name.decode(): float(value) for name, value in self.redis.hgetall(COUNTED_KEY).items()}
+
     # -- inside -----------------------------------------------------------------------------------------
+
+    def _waiting_of(self, owner: str) -> int:
+        return int(self._count_waiting_script(keys=[ACTIVE_KEY, owner_key(owner), video_key("")]))
+
+    def _refund(self, pipe: Connection, video: Video) -> None:
+        """Takes a video that nobody has begun to make off its day's account."""
+        if video.spec.owner and video.state.started_at is None:
+            account = spent_key(video.spec.owner, video.spec.created_at)
+            if account == spent_key(video.spec.owner, time.time()):
+                pipe.decrby(account, asked_milliseconds(video.spec))
 
     def _waiting(self, model: str) -> int:
         return sum(int(self.redis.llen(queue.waiting_key(name))) for name in queue.queue_names(model))
@@ -673,6 +777,7 @@ class VideoStore:
         *,
         deliveries: Sequence[Delivery] = (),
         ends: bool = False,
+        account: str = "",
     ) -> None:
         fields = _dump(_state_fields(**changes))
         arguments: list[Any] = [
@@ -689,7 +794,14 @@ class VideoStore:
             arguments += [event.type, json.dumps(event.data)]
         if deliveries:
             arguments += ["webhooks", as_argument(deliveries)]
-        keys = [video_key(video_id), chunks_key(video_id), events_key(video_id), ACTIVE_KEY]
+        keys = [
+            video_key(video_id),
+            chunks_key(video_id),
+            events_key(video_id),
+            ACTIVE_KEY,
+            COUNTED_KEY,
+            account,
+        ]
         code = int(self._write_script(keys=keys, args=arguments))
         if code == -1:
             raise VideoGone(video_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ from app.media_container import standalone_chunk
 from app.object_response import IMMUTABLE, REVALIDATE, Part, bytes_response, not_modified, object_response
 from app.routes.documentation import errors, file
 from app.routes.videos import not_ready
-from app.schemas import ChunkList, ChunkObject, chunk_object, chunk_seconds
+from app.schemas import ChunkList, ChunkObject, chunk_seconds, with_query
 from app.storage.objects import chunk_key, init_key
 
 router = APIRouter(prefix="/v1/videos/{video_id}", tags=["chunks"])
@@ -38,7 +39,7 @@ def list_chunks(
     """Chunks that are finished and will not change, in order. More may come while the video runs."""
     video = ctx.video(video_id)
     chunks = ctx.videos.chunks(video.id, after + 1, after + 1 + limit + 1)
-    data = [chunk_object(video.id, chunk, video.spec.fps, ctx.origin) for chunk in chunks[:limit]]
+    data = [ctx.wire_chunk(video, chunk) for chunk in chunks[:limit]]
     return ChunkList(
         data=data,
         has_more=len(chunks) > limit,
@@ -66,7 +67,7 @@ def chunk_segment(video_id: str, index: Index, request: Request, ctx: Ctx) -> Re
 def retrieve_chunk(video_id: str, index: Index, ctx: Ctx) -> ChunkObject:
     """What is known of a finished chunk."""
     video = ctx.video(video_id)
-    return chunk_object(video.id, _chunk(ctx, video, index), video.spec.fps, ctx.origin)
+    return ctx.wire_chunk(video, _chunk(ctx, video, index))
 
 
 @router.get(
@@ -156,17 +157,24 @@ def _playlist(request: Request, ctx: Context, video_id: str) -> Response:
     if not video.state.chunks_ready:
         raise _too_early(video)
     ended = video.state.status.terminal
-    etag = f'"{video.state.chunks_ready}{"-end" if ended else ""}"'
+    # Segments inherit nothing from the playlist's address: each carries the signature itself, a fresh one.
+    query = ctx.playback_query(video.id)
+    ctx.note_viewing(video)
+    signed = f"-{zlib.crc32(query.encode()):08x}" if query else ""
+    etag = f'"{video.state.chunks_ready}{"-end" if ended else ""}{signed}"'
     headers = {"ETag": etag, "Cache-Control": REVALIDATE}
     if not_modified(request, etag):
         return Response(status_code=304, headers=headers)
     chunks = ctx.videos.chunks(video.id, 0, video.state.chunks_ready)
-    text = playlist(chunks, video.spec.fps, _target_seconds(ctx, video, chunks), ended=ended)
+    target_seconds = _target_seconds(ctx, video, chunks)
+    text = playlist(chunks, video.spec.fps, target_seconds, ended=ended, query=query)
     return Response(text, media_type=PLAYLIST_TYPE, headers=headers)
 
 
-def playlist(chunks: Sequence[ChunkRecord], fps: int, target_seconds: int, *, ended: bool) -> str:
-    """The text of an EVENT playlist (RFC 8216, 4.3.3.5) with addresses relative to the video's own."""
+def playlist(
+    chunks: Sequence[ChunkRecord], fps: int, target_seconds: int, *, ended: bool, query: str = ""
+) -> str:
+    """The text of an EVENT playlist (RFC 8216, 4.3.3.5) with addresses relative to the video's own, plus `query`."""
     lines = [
         "#EXTM3U",
         "#EXT-X-VERSION:7",
@@ -176,10 +184,13 @@ def playlist(chunks: Sequence[ChunkRecord], fps: int, target_seconds: int, *, en
         "#EXT-X-INDEPENDENT-SEGMENTS",
         # From the beginning: without this players join at the live edge.
         "#EXT-X-START:TIME-OFFSET=0",
-        '#EXT-X-MAP:URI="init.mp4"',
+        f'#EXT-X-MAP:URI="{with_query("init.mp4", query)}"',
     ]
     for chunk in chunks:
-        lines += [f"#EXTINF:{chunk.duration_seconds(fps):.6f},", f"chunks/{chunk.index}.m4s"]
+        lines += [
+            f"#EXTINF:{chunk.duration_seconds(fps):.6f},",
+            with_query(f"chunks/{chunk.index}.m4s", query),
+        ]
     if ended:
         lines.append("#EXT-X-ENDLIST")
     return "\n".join(lines) + "\n"

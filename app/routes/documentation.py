@@ -8,6 +8,8 @@ from app.schemas import ErrorObject
 
 _REASONS = {
     400: "The request asks for something that cannot be; `param` names the field.",
+    401: "There is no API key, or it is wrong; or the URL's signature is.",
+    403: "The API key may only look, or another web site asks.",
     404: "There is no such thing (yet).",
     409: "The video is not in a state that allows this.",
     413: "The body is larger than this server reads.",

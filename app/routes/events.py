@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from fastapi.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from app.context import Ctx, no_video
@@ -57,7 +58,8 @@ async def video_events(
     else:
         last = _event_id(query_event_id, "last_event_id")
     try:
-        watch = await ctx.events.watch(ctx.video_id(video_id), last)
+        video = await run_in_threadpool(ctx.video, video_id)
+        watch = await ctx.events.watch(video.id, last)
     except VideoGone as error:
         raise no_video() from error
     if watch.exhausted:

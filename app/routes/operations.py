@@ -1,19 +1,22 @@
-"""Models, liveness, readiness."""
+"""Models, liveness, readiness, metrics."""
 
 from __future__ import annotations
 
+import hmac
 import logging
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from app import __version__
+from app.auth import bearer_token
 from app.context import Context, Ctx
-from app.errors import APIError, from_redis, from_storage, not_found, quoted
+from app.errors import APIError, from_redis, from_storage, keys_unavailable, not_found, quoted, unauthorized
 from app.jobs.job import ModelCard
+from app.keys import KeysError
 from app.routes.documentation import errors
 from app.schemas import ModelList, ModelObject, model_object
 from app.storage import StorageError
@@ -35,6 +38,7 @@ class Readiness(BaseModel):
     status: Literal["ready"] = "ready"
     redis: Literal["ok"] = "ok"
     storage: Literal["ok"] = "ok"
+    keys: Literal["ok"] = "ok"
     workers: int
     models: list[str]
 
@@ -74,9 +78,17 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Readiness, responses=errors(503), tags=["operations"])
 def readyz(ctx: Ctx) -> Readiness | Response:
-    """Readiness: Redis and the store answer. How many workers live is said, and does not count."""
-    checks: dict[str, Any] = {"redis": "ok", "storage": "ok"}
+    """Readiness: Redis and the store answer, and API keys can be checked where they are on.
+
+    How many workers live is said, and does not count.
+    """
+    checks: dict[str, Any] = {"redis": "ok", "storage": "ok", "keys": "ok"}
     failure: APIError | None = None
+    if ctx.keyring is not None:
+        try:
+            ctx.keyring.check()
+        except KeysError:
+            failure, checks["keys"] = keys_unavailable(), "keys_unavailable"
     try:
         ctx.objects.check()
     except StorageError as error:
@@ -91,3 +103,29 @@ def readyz(ctx: Ctx) -> Readiness | Response:
         body = {**failure.body(), "status": "unavailable", **checks}
         return JSONResponse(body, failure.status, {"Cache-Control": "no-store", **failure.headers})
     return Readiness(workers=workers, models=models)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"description": "The figures.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **errors(401, 404),
+    },
+    tags=["operations"],
+)
+def metrics(request: Request, ctx: Ctx) -> Response:
+    """Figures for Prometheus. Takes a token of its own; without one it is there only while API keys are off.
+
+    Those of `longtake_http_*`, `longtake_sse_*` and `process_*` are of this process. All others are of the whole
+    service, the same from every replica: take their maximum, not their sum.
+    """
+    token = ctx.settings.metrics_token
+    if token is None and ctx.keyring is not None:
+        raise not_found("There is nothing at this address.")
+    if token is not None:
+        given = bearer_token(request.headers) or ""
+        if not hmac.compare_digest(given.encode(), token.get_secret_value().encode()):
+            raise unauthorized("The token is wrong, or there is none.", code="invalid_metrics_token")
+    text, media_type = ctx.metrics.exposition(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": media_type, "Cache-Control": "no-store"})

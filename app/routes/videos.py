@@ -10,10 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
 from app.context import Context, Ctx, no_video
-from app.errors import APIError, conflict, invalid, not_found, too_many
+from app.errors import APIError, conflict, invalid, not_found
 from app.forms import read_body
 from app.jobs.job import Status, Video
-from app.jobs.store import IdempotencyMismatch, QueueFull, VideoGone
+from app.jobs.store import IdempotencyMismatch, VideoGone
 from app.media_container import partial_header
 from app.object_response import IMMUTABLE, REVALIDATE, Part, not_modified, object_response
 from app.routes.documentation import errors, file
@@ -82,19 +82,13 @@ async def create_video(
 def _create(ctx: Context, asked: CreateVideo, key: str | None) -> tuple[VideoObject, bool]:
     spec = specify(asked, ctx.videos.models(), ctx.settings)
     try:
-        created = ctx.videos.create(spec, idempotency=None if key is None else (key, digest(asked)))
+        created = ctx.create(spec, idempotency=None if key is None else (key, digest(asked)))
     except IdempotencyMismatch as error:
         raise APIError(
             422,
             "This Idempotency-Key was used before with another body.",
             code="idempotency_mismatch",
             param="Idempotency-Key",
-        ) from error
-    except QueueFull as error:
-        raise too_many(
-            f"{ctx.settings.max_queued} videos are waiting already.",
-            code="queue_full",
-            retry_after_seconds=30,
         ) from error
     return ctx.wire(created.video)[0], created.replayed
 
@@ -110,7 +104,7 @@ def list_videos(
     """A page of videos, the newest first."""
     try:
         videos, more = ctx.videos.page(
-            "", limit=limit, after=after, newest_first=order == "desc", status=status
+            ctx.owner, limit=limit, after=after, newest_first=order == "desc", status=status
         )
     except KeyError as error:
         raise invalid("There is no such video.", param="after") from error

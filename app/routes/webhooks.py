@@ -87,7 +87,7 @@ def retry_webhook_delivery(video_id: str, delivery_id: str, ctx: Ctx) -> Webhook
 def retrieve_webhook_secret(response: Response, ctx: Ctx) -> WebhookSecret:
     """The secret that signs your webhooks; made when it is first asked for or needed."""
     response.headers["Cache-Control"] = "no-store"
-    return secret_object(ctx.videos.deliveries.secret(""), time.time())
+    return secret_object(ctx.videos.deliveries.secret(ctx.owner), time.time())
 
 
 @router.post(
@@ -111,4 +111,4 @@ def rotate_webhook_secret(
     """A new secret. For a while every webhook carries a signature of both, so that receivers can change over."""
     response.headers["Cache-Control"] = "no-store"
     overlap = ctx.settings.webhook_secret_overlap_seconds if overlap_seconds is None else overlap_seconds
-    return secret_object(ctx.videos.deliveries.rotate_secret("", overlap), time.time())
+    return secret_object(ctx.videos.deliveries.rotate_secret(ctx.owner, overlap), time.time())

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,6 +27,7 @@ from app.embedded import EmbeddedRedis
 from app.jobs.connection import connect
 from app.jobs.job import ChunkRecord, ModelCard, Video
 from app.jobs.store import Event, VideoStore
+from app.keys import KeyFile
 from app.main import Server, create_app
 from app.settings import Settings
 from app.storage import ObjectStore, open_store
@@ -161,6 +162,53 @@ class Api:
         return error["message"]
 
 
+class Tenants:
+    """A running API with keys on. Each tenant is an HTTP client that sends a key of its own."""
+
+    def __init__(self, api: Api, keys: KeyFile) -> None:
+        self.api = api
+        self.keys = keys
+        self._clients: list[httpx.Client] = []
+
+    def client(self, token: str | None = None, *, url: str = "") -> httpx.Client:
+        """A client that sends this key, or none."""
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        client = httpx.Client(base_url=url or self.api.url, headers=headers, timeout=20, trust_env=False)
+        self._clients.append(client)
+        return client
+
+    def join(self, name: str = "somebody", **limits: Any) -> httpx.Client:
+        """A client with a new key."""
+        return self.client(self.keys.create(name, **limits)[1])
+
+    def create(self, client: httpx.Client, **body: Any) -> dict[str, Any]:
+        answer = client.post("/v1/videos", json={"prompt": "A red ball", "seconds": 2, **body})
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@contextmanager
+def running_tenants(settings: Settings) -> Iterator[Tenants]:
+    """Serves the settings, which name a file of keys, with one model registered."""
+    assert settings.api_keys_file is not None
+    with running_api(settings) as api:
+        api.worker.register()
+        tenants = Tenants(api, KeyFile(settings.api_keys_file))
+        try:
+            yield tenants
+        finally:
+            tenants.close()
+
+
+def owner_of(client: httpx.Client) -> str:
+    """Id of the key that a client sends."""
+    return client.headers["authorization"].split("_")[1]
+
+
 @contextmanager
 def running_api(settings: Settings, *, opened: bool = True) -> Iterator[Api]:
     """Serves the settings on a free loopback port, in a thread. Unless `opened` the worker's double has no store."""
@@ -202,3 +250,12 @@ def api(_shared_api: Api, redis_url: str) -> Api:
     """An API with default settings and one registered model; it knows no videos."""
     _shared_api.worker.register()
     return _shared_api
+
+
+@pytest.fixture
+def tenants(settings: Callable[..., Settings], tmp_path: Path) -> Iterator[Tenants]:
+    """An API with keys on and no key made yet."""
+    with running_tenants(
+        settings(api_keys_file=tmp_path / "keys.json", playlist_wait_seconds=0.1)
+    ) as running:
+        yield running

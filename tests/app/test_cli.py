@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +14,10 @@ import pytest
 
 from app import __version__
 from app.cli import main
-from tests.app.conftest import Api
+from app.keys import Keyring
+from tests.app.conftest import Api, Tenants
 
-COMMANDS = ["up", "generate", "watch", "models", "api", "worker", "webhooks"]
+COMMANDS = ["up", "generate", "watch", "models", "api", "worker", "webhooks", "keys"]
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
@@ -65,6 +69,12 @@ def test_help_of_every_command_has_an_example(command: str, capsys: pytest.Captu
         (["generate", "a ball", "--seed", "x"], "--seed"),
         (["up", "--workers", "0"], "at least 1"),
         (["up", "--port", "http"], "--port"),
+        (["keys"], "ACTION"),
+        (["keys", "create"], "--name"),
+        (["keys", "create", "--name", "a\nb"], "printable"),
+        (["keys", "create", "--name", "x", "--max-queued", "-1"], "at least 0"),
+        (["keys", "create", "--name", "x", "--seconds-per-day", "inf"], "a number above 0"),
+        (["keys", "revoke"], "ID"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -235,3 +245,100 @@ def test_a_folder_named_app_in_the_current_directory_is_not_ours(tmp_path: Path)
         longtake_command("--version"), cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.stdout == f"longtake {__version__}\n"
+
+
+# -- keys -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "keys.json"
+    monkeypatch.setenv("LONGTAKE_API_KEYS_FILE", str(path))
+    return path
+
+
+def test_a_key_is_made_listed_and_revoked(keys_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "create", "--name", "studio", "--max-running", "2", "--seconds-per-day", "0"]) == 0
+    out, err = capsys.readouterr()
+    token = out.strip()  # alone on stdout, for `KEY=$(longtake keys create ...)`
+    key = Keyring(keys_file).find(token)
+    assert key is not None
+    assert (key.name, key.max_running, key.seconds_per_day, key.max_queued) == ("studio", 2, 0, None)
+    assert key.id in err
+    assert token not in err
+    assert main(["keys", "create", "--name", "viewer", "--read-only", "--json"]) == 0
+    viewer = json.loads(capsys.readouterr().out)
+    assert Keyring(keys_file).find(viewer["key"]) is not None
+    assert viewer["read_only"] is True
+    assert main(["keys", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [[key.id, "studio"], [viewer["id"], "viewer"]]
+    assert "max_running 2" in lines[0]
+    assert "read-only" in lines[1]
+    assert main(["keys", "revoke", key.id]) == 0
+    assert Keyring(keys_file).find(token) is None
+    capsys.readouterr()
+    assert main(["keys", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["revoked_at"] is None for entry in listed] == [False, True]
+    assert not any("sha256" in entry for entry in listed)
+
+
+def test_keys_without_a_file_or_an_id_are_one_line(
+    keys_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["keys", "list"]) == 1
+    assert f"cannot read the API keys in {keys_file}" in complaint(capsys)
+    main(["keys", "create", "--name", "x"])
+    capsys.readouterr()
+    assert main(["keys", "revoke", "nobody"]) == 1
+    assert "no API key with the id nobody" in complaint(capsys)
+    keys_file.write_text("{")
+    assert main(["keys", "create", "--name", "x"]) == 1
+    assert "is no file of API keys" in complaint(capsys)
+    monkeypatch.delenv("LONGTAKE_API_KEYS_FILE")
+    assert main(["keys", "list"]) == 2
+    assert "LONGTAKE_API_KEYS_FILE is not set" in complaint(capsys)
+
+
+def test_up_does_not_open_to_others_without_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--host", "0.0.0.0", "--data", str(tmp_path / "data")]) == 2
+    assert "would let everybody in" in complaint(capsys)
+    assert not (tmp_path / "data").exists()
+
+
+def test_commands_send_the_key_they_are_given(
+    tenants: Tenants, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tenants.keys.create("x")[1]
+    video = tenants.create(tenants.client(token))
+    tenants.api.worker.make(video["id"])
+    for command in (["models"], ["watch", video["id"]], ["generate", "a ball"]):
+        asked = [*command, "--url", tenants.api.url]
+        assert main(asked) == 1
+        assert "--api-key or LONGTAKE_API_KEY" in complaint(capsys)
+        assert main([*asked, "--api-key", token[:-2]]) == 1
+        said = complaint(capsys)
+        assert "wrong, or it was revoked" in said
+        assert token[-20:-2] not in said
+    assert main(["models", "--url", tenants.api.url, "--api-key", token]) == 0
+    assert "builtin" in capsys.readouterr().out
+    monkeypatch.setenv("LONGTAKE_API_KEY", token)
+    output = tmp_path / "out.mp4"
+    assert main(["watch", video["id"], "--url", tenants.api.url, "-o", str(output)]) == 0
+    assert output.read_bytes()[4:8] == b"ftyp"
+
+    def work() -> None:
+        while (taken := tenants.api.worker.videos.take("builtin", "double", 60)) is None:
+            time.sleep(0.02)
+        tenants.api.worker.make(taken.video_id)
+
+    tenants.api.worker.videos.take("builtin", "double", 60)  # the first video's place in line
+    worker = threading.Thread(target=work)
+    worker.start()
+    made = tmp_path / "made.mp4"
+    assert main(["generate", "a ball", "--seconds", "2", "--url", tenants.api.url, "-o", str(made)]) == 0
+    worker.join(10)
+    assert made.read_bytes()[4:8] == b"ftyp"
+    said = "".join(capsys.readouterr())
+    assert token.rpartition("_")[2] not in said

@@ -19,6 +19,7 @@ import pytest
 from app.jobs.connection import connect
 from app.jobs.job import VideoSpec
 from app.jobs.store import VideoStore
+from app.keys import KeyFile
 from app.schemas import CreateVideo
 from app.settings import Settings
 from app.specification import specify
@@ -141,6 +142,85 @@ def test_it_prints_nothing_and_logs_json_without_secrets(serving: Serving, redis
     assert (access["request_id"], access["client"]) == ("r-1", "127.0.0.1")
     assert "hidden" not in text
     assert redis_url.split("@")[0].split(":")[-1] not in text
+
+
+def test_no_key_gets_into_the_log_an_answer_or_a_url(redis_url: str, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    good, revoked, viewer = (keys.create(name)[1] for name in ("good", "revoked", "viewer"))
+    keys.revoke(revoked.split("_")[1])
+    wrong = f"lt_{'1' * 12}_{'5e' * 32}"
+    process = start(
+        tmp_path,
+        LONGTAKE_REDIS_URL=redis_url,
+        LONGTAKE_API_KEYS_FILE=str(keys.path),
+        LONGTAKE_LOG_LEVEL="DEBUG",
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    host, port = process.stdout.readline().split()
+    VideoStore(connect(redis_url)).register_model(CARD)
+    said = []
+    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False, timeout=10) as http:
+        for key in (good, revoked, wrong, viewer):
+            bearer = {"Authorization": f"Bearer {key}"}
+            for headers in (
+                bearer,
+                {**bearer, "X-Request-Id": key},
+                {"X-Api-Key": key},
+                {"Authorization": key},
+            ):
+                said += [
+                    http.post("/v1/videos", json={"prompt": "A ball", "seconds": 2}, headers=headers),
+                    http.post("/v1/videos", json={"prompt": "x", "model": key}, headers=headers),
+                    http.post("/v1/videos", json={"prompt": "x", key: 1}, headers=headers),
+                    http.post("/v1/videos", content=key, headers=headers),
+                    http.get("/v1/videos", headers=headers),
+                    http.get(f"/v1/videos?after={key}&api_key={key}", headers=headers),
+                    http.get(f"/v1/videos?order={key}", headers=headers),
+                    http.get(f"/v1/videos/{key}", headers=headers),
+                    http.get(f"/v1/models/{key}", headers=headers),
+                    http.get(f"/static/{key}?api_key={key}", headers=headers),
+                    http.get(f"/v1/videos/video_{'0' * 32}/events?last_event_id={key}", headers=headers),
+                ]
+        made = said[0].json()
+        played = http.get(made["events_url"].replace("/events", "/init.mp4"))
+        assert played.json()["error"]["code"] == "video_not_ready"
+    process.send_signal(signal.SIGTERM)
+    out, log = process.communicate(timeout=15)
+    assert process.returncode == 0
+    assert {answer.status_code for answer in said} >= {200, 400, 401, 404}
+    assert made["id"] in log
+    assert f"owner={good.split('_')[1]}" in log
+    answers = "".join(f"{answer.headers} {answer.text}" for answer in said)
+    for key in (good, revoked, wrong, viewer):
+        secret = key.rpartition("_")[2]
+        for text in (answers, out, log):
+            assert secret[:32] not in text
+    signature = made["events_url"].rpartition("=")[2]
+    assert signature not in log
+
+
+def test_strangers_are_let_in_only_where_that_was_said(redis_url: str, tmp_path: Path) -> None:
+    refused = {
+        "would let everybody in": {"LONGTAKE_HOST": "0.0.0.0"},
+        "cannot read the API keys": {"LONGTAKE_API_KEYS_FILE": str(tmp_path / "none.json")},
+    }
+    for words, settings in refused.items():
+        process = start(tmp_path, LONGTAKE_REDIS_URL=redis_url, **settings)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert len(err.splitlines()) == 1
+        assert words in err
+    KeyFile(tmp_path / "keys.json").create("x")
+    for settings in (
+        {"LONGTAKE_API_KEYS_FILE": str(tmp_path / "keys.json")},
+        {"LONGTAKE_ALLOW_ANONYMOUS": "true", "LONGTAKE_API_KEYS_FILE": ""},
+    ):
+        process = start(tmp_path, LONGTAKE_REDIS_URL=redis_url, LONGTAKE_HOST="0.0.0.0", **settings)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("0.0.0.0 ")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=15)
 
 
 def test_what_is_not_http_and_a_head_that_does_not_end_get_json_too(serving: Serving) -> None:

@@ -1,0 +1,176 @@
+"""Limits of a key: exact under concurrency and over replicas, with answers that a client can act on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from app.embedded import EmbeddedRedis
+from app.limits import LIMITS_KEY, spent_key
+from app.settings import Settings
+from tests.app.conftest import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, FPS, Tenants, owner_of, running_tenants
+
+
+@pytest.fixture
+def replicas(settings: Callable[..., Settings], tmp_path: Path) -> Iterator[tuple[Tenants, Tenants]]:
+    """Two processes' worth of API on one Redis and one file of keys."""
+    config = settings(api_keys_file=tmp_path / "keys.json")
+    with running_tenants(config) as one, running_tenants(config) as two:
+        yield one, two
+
+
+def both(replicas: tuple[Tenants, Tenants], **limits: Any) -> tuple[httpx.Client, httpx.Client]:
+    """Clients of one key at either replica."""
+    first = replicas[0].join(**limits)
+    return first, replicas[1].client(first.headers["authorization"].removeprefix("Bearer "))
+
+
+def at_once(clients: tuple[httpx.Client, ...], count: int, ask: Callable[[httpx.Client], Any]) -> list[Any]:
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(ask, [clients[n % len(clients)] for n in range(count)]))
+
+
+def post(client: httpx.Client, seconds: float = 2, **headers: str) -> httpx.Response:
+    return client.post("/v1/videos", json={"prompt": "A ball", "seconds": seconds}, headers=headers)
+
+
+def spent_milliseconds(tenants: Tenants, client: httpx.Client) -> int:
+    return int(tenants.api.worker.videos.redis.get(spent_key(owner_of(client), time.time())) or 0)
+
+
+def test_no_more_videos_wait_than_a_key_may_have_waiting(replicas: tuple[Tenants, Tenants]) -> None:
+    tenants = replicas[0]
+    clients = both(replicas, max_queued=3)
+    answers = at_once(clients, 16, post)
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 13
+    message = tenants.api.error(post(clients[0]), 429, "too_many_queued")
+    assert "3 videos" in message
+    assert post(tenants.join()).status_code == 200  # others are not held up
+    # A video that is being made, or has ended, does not wait.
+    first, second, third = (answer.json()["id"] for answer in answers if answer.status_code == 200)
+    tenants.api.worker.claim(first)
+    assert post(clients[1]).status_code == 200
+    assert post(clients[1]).status_code == 429
+    assert clients[0].post(f"/v1/videos/{second}/cancel").status_code == 200
+    assert clients[0].delete(f"/v1/videos/{third}").status_code == 200
+    assert [post(clients[0]).status_code for _ in range(3)] == [200, 200, 429]
+
+
+def test_a_day_s_seconds_are_counted_once_over_all_replicas(replicas: tuple[Tenants, Tenants]) -> None:
+    tenants = replicas[0]
+    clients = both(replicas, seconds_per_day=10)
+    answers = at_once(clients, 16, post)
+    assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 11
+    refused = post(clients[0], 0.25)
+    assert "0 s of today's are left" in tenants.api.error(refused, 429, "daily_seconds_exceeded")
+    assert 0 < int(refused.headers["retry-after"]) <= 24 * 3600
+    assert refused.headers["x-should-retry"] == "false"
+    assert post(tenants.join()).status_code == 200
+
+
+def test_what_nobody_began_to_make_is_given_back(tenants: Tenants) -> None:
+    client = tenants.join(seconds_per_day=10)
+    cancelled, deleted, begun, begun_deleted = (tenants.create(client)["id"] for _ in range(4))
+    assert spent_milliseconds(tenants, client) == 8000
+    for _ in range(2):
+        client.post(f"/v1/videos/{cancelled}/cancel")
+    assert spent_milliseconds(tenants, client) == 6000
+    client.delete(f"/v1/videos/{cancelled}")
+    client.delete(f"/v1/videos/{deleted}")
+    assert spent_milliseconds(tenants, client) == 4000
+    for video_id in (begun, begun_deleted):
+        tenants.api.worker.videos.take("builtin", "double", 60)
+        tenants.api.worker.claim(video_id)
+    client.post(f"/v1/videos/{begun}/cancel")
+    client.delete(f"/v1/videos/{begun_deleted}")
+    assert spent_milliseconds(tenants, client) == 4000
+    assert post(client, 6).status_code == 200
+    assert post(client, 0.5).status_code == 429
+
+
+def test_what_is_made_beyond_what_was_asked_counts_as_it_is_made(tenants: Tenants) -> None:
+    client = tenants.join(seconds_per_day=4)
+    video_id = tenants.create(client, seconds=1)["id"]
+    video = tenants.api.worker.claim(video_id)
+    tenants.api.worker.commit(video_id, 0)
+    assert spent_milliseconds(tenants, client) == 1000  # 17 frames, which were paid for
+    records = [tenants.api.worker.commit(video_id, index) for index in (1, 2, 3)]
+    made = (FIRST_CHUNK_FRAMES + 3 * CHUNK_FRAMES) * 1000 // FPS
+    assert spent_milliseconds(tenants, client) == made
+    tenants.api.worker.videos.commit_chunk(video.spec, tenants.api.worker.fences[video_id], records[-1])
+    assert spent_milliseconds(tenants, client) == made
+    assert post(client, 1).status_code == 429
+
+
+def test_a_repeated_request_and_a_refused_one_cost_nothing(tenants: Tenants) -> None:
+    client = tenants.join(seconds_per_day=5, max_queued=1)
+    ids = {post(client, 3, **{"Idempotency-Key": "k"}).json()["id"] for _ in range(3)}
+    assert len(ids) == 1
+    assert post(client, 1).status_code == 429  # waiting
+    assert post(client, 1000_000).status_code == 400
+    assert spent_milliseconds(tenants, client) == 3000
+
+
+def test_requests_per_minute_are_counted_over_all_replicas(
+    replicas: tuple[Tenants, Tenants], eventually: Any
+) -> None:
+    clients = both(replicas, requests_per_minute=40)
+
+    def look(client: httpx.Client) -> httpx.Response:
+        return client.get("/v1/models")
+
+    began = time.monotonic()
+    answers = at_once(clients, 60, look)
+    grown = int((time.monotonic() - began) * 40 / 60) + 1  # how many more the time itself has allowed
+    good = sum(answer.status_code == 200 for answer in answers)
+    assert 40 <= good <= 40 + grown
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    replicas[0].api.error(refused, 429, "rate_limit_exceeded")
+    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    assert look(replicas[0].join()).status_code == 200
+    eventually(lambda: look(clients[1]).status_code == 200)
+
+
+def test_playing_by_a_signed_url_costs_its_owner_no_requests(tenants: Tenants) -> None:
+    client = tenants.join(requests_per_minute=2)
+    video = tenants.create(client)
+    tenants.api.worker.make(video["id"])
+    for _ in range(5):
+        assert tenants.client().get(video["playlist_url"]).status_code == 200
+    assert client.get("/v1/models").status_code == 200
+    assert client.get("/v1/models").status_code == 429
+
+
+def test_settings_are_the_limits_of_keys_that_have_none_of_their_own(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    config = settings(
+        api_keys_file=tmp_path / "keys.json", key_max_queued=1, key_max_running=3, key_seconds_per_day=100
+    )
+    with running_tenants(config) as tenants:
+        plain, free = tenants.join(), tenants.join(max_queued=0, max_running=0)
+        assert [post(plain).status_code for _ in range(2)] == [200, 429]
+        assert [post(free).status_code for _ in range(2)] == [200, 200]
+        # Where the queue reads how many of an owner's videos may run.
+        running = tenants.api.worker.videos.redis.hgetall(LIMITS_KEY)
+        assert running == {owner_of(plain).encode(): b"3", owner_of(free).encode(): b"0"}
+
+
+def test_without_redis_nothing_is_let_past_a_limit(
+    own_redis: EmbeddedRedis, settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    config = settings(redis_url=SecretStr(own_redis.url), api_keys_file=tmp_path / "keys.json")
+    with running_tenants(config) as tenants:
+        client = tenants.join(requests_per_minute=100, max_queued=5, seconds_per_day=100)
+        assert post(client).status_code == 200
+        own_redis.kill()
+        tenants.api.error(post(client), 503, "redis_unavailable")
+        tenants.api.error(client.get("/v1/models"), 503, "redis_unavailable")
+        tenants.api.error(tenants.client().get("/v1/models"), 401, "missing_api_key")

@@ -1,0 +1,136 @@
+"""Signed URLs: what they are worth, for how long, and to whom. What they open is in `test_tenants`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
+
+import pytest
+
+from app.jobs.connection import connect
+from app.settings import Settings
+from app.signatures import InvalidSignature, SignatureExpired, Signer, parse_signature
+from tests.app.conftest import Tenants, owner_of, running_tenants
+
+VIDEO = "video_" + "1" * 32
+
+
+def test_all_replicas_of_a_redis_take_each_other_s_signatures(redis_url: str) -> None:
+    one, two = (Signer(connect(redis_url), None, 3600) for _ in range(2))
+    signature = one.sign(VIDEO, "tenant")
+    assert 3600 <= signature.ends_at - time.time() <= 1.25 * 3600 + 1
+    two.check(signature, VIDEO)
+    assert two.sign(VIDEO, "tenant") == signature  # so a player sees the same address for a while
+
+
+def test_with_a_secret_of_one_s_own_signatures_outlive_redis(redis_url: str) -> None:
+    with connect(redis_url) as redis:
+        signature = Signer(redis, "a secret of sixteen", 3600).sign(VIDEO, "tenant")
+        redis.flushall()
+        Signer(redis, "a secret of sixteen", 3600).check(signature, VIDEO)
+        assert redis.dbsize() == 0
+        with pytest.raises(InvalidSignature):
+            Signer(redis, "another of sixteen!", 3600).check(signature, VIDEO)
+
+
+def test_nothing_of_a_signed_url_can_be_changed(tenants: Tenants) -> None:
+    mine, other = tenants.join(), tenants.join()
+    video = tenants.create(mine)
+    tenants.api.worker.make(video["id"])
+    url = urlsplit(video["playlist_url"])
+    fields = {name: values[0] for name, values in parse_qs(url.query).items()}
+    anybody = tenants.client()
+    assert anybody.get(video["playlist_url"]).status_code == 200
+    changes: list[dict[str, str]] = [
+        {"exp": str(int(fields["exp"]) + 1)},
+        {"owner": owner_of(other)},
+        {"owner": ""},
+        {"sig": fields["sig"][:-1]},
+        {"sig": ""},
+        {"sig": "é"},
+        {"exp": "-1"},
+        {"exp": "1e9"},
+    ]
+    for change in changes:
+        answer = anybody.get(f"{url.path}?{urlencode(fields | change)}")
+        tenants.api.error(answer, 401, "invalid_signature")
+    doubled = anybody.get(f"{url.path}?{url.query}&sig=x")
+    tenants.api.error(doubled, 401, "invalid_signature")
+    # A wrong key is not made good by a signature.
+    tenants.api.error(tenants.client("lt_x").get(video["playlist_url"]), 401, "invalid_api_key")
+
+
+def expired(tenants: Tenants, monkeypatch: pytest.MonkeyPatch, video_id: str, owner: str) -> str:
+    """The query of a signature whose time is over."""
+    with monkeypatch.context() as earlier:
+        real = time.time
+        earlier.setattr("app.signatures.time.time", lambda: real() - 10 * 3600)
+        return tenants.api.context.signer.sign(video_id, owner).query
+
+
+def test_an_expired_url_plays_nothing(tenants: Tenants, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tenants.join()
+    video = tenants.create(client)
+    tenants.api.worker.make(video["id"])
+    query = expired(tenants, monkeypatch, video["id"], owner_of(client))
+    for path in ("stream.m3u8", "init.mp4", "chunks/0.m4s", "content", "events"):
+        answer = tenants.client().get(f"/v1/videos/{video['id']}/{path}?{query}")
+        tenants.api.error(answer, 401, "signature_expired")
+
+
+def test_who_watches_a_growing_video_may_go_on_when_the_url_expires(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = tenants.join()
+    video = tenants.create(client)
+    tenants.api.worker.claim(video["id"])
+    tenants.api.worker.commit(video["id"], 0)
+    viewer = tenants.client()
+    old = f"/v1/videos/{video['id']}/stream.m3u8?" + expired(
+        tenants, monkeypatch, video["id"], owner_of(client)
+    )
+    assert viewer.get(old).status_code == 401
+    signature = parse_signature(urlsplit(old).query)
+    assert signature is not None
+    tenants.api.context.signer.viewed(signature)  # as if it had been read a moment ago
+    assert viewer.get(old).status_code == 200
+    assert 0 < tenants.api.worker.videos.redis.ttl(f"longtake:viewed:{signature.mac}") <= 60
+    # The segments carry a signature that is good for hours.
+    segment = re.findall(r"^chunks/.*$", viewer.get(old).text, re.M)[0]
+    fresh = parse_signature(urlsplit(segment).query)
+    assert fresh is not None
+    assert fresh.ends_at > time.time() + 3600
+    # Once nobody has been watching for a while, that is over.
+    tenants.api.worker.videos.redis.delete(f"longtake:viewed:{signature.mac}")
+    assert viewer.get(old).status_code == 401
+    with pytest.raises(SignatureExpired):
+        tenants.api.context.signer.check(signature, video["id"])
+
+
+def test_a_player_without_a_header_follows_a_video_to_its_end(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    with running_tenants(
+        settings(api_keys_file=tmp_path / "keys.json", public_url="https://videos.example")
+    ) as tenants:
+        client, player = tenants.join(), tenants.client()
+        video = tenants.create(client)
+        tenants.api.worker.make(video["id"], chunks=2)
+        assert video["playlist_url"].startswith(f"https://videos.example/v1/videos/{video['id']}/")
+        address = video["playlist_url"].removeprefix("https://videos.example")
+        listing = player.get(address)
+        uris = re.findall(r'^(?:#EXT-X-MAP:URI="(.+)"|([^#].*))$', listing.text, re.M)
+        parts = [player.get(urljoin(address, a or b)) for a, b in uris]
+        assert [part.status_code for part in parts] == [200] * 3
+        assert parts[0].content[4:8] == b"ftyp"
+        again = player.get(address, headers={"If-None-Match": listing.headers["etag"]})
+        assert again.status_code == 304
+        chunk = client.get(f"/v1/videos/{video['id']}/chunks").json()["data"][1]
+        assert player.get(chunk["url"].removeprefix("https://videos.example")).status_code == 200
+        events = player.get(video["events_url"].removeprefix("https://videos.example"))
+        assert "event: completed" in events.text
+        # What everybody who watches is sent holds nobody's signature.
+        assert "sig=" not in events.text
