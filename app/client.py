@@ -143,7 +143,7 @@ class VideoRequest(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class VideoEvent:
-    """One event of a video: `status`, `progress`, `chunk`, `completed`, `failed` or `cancelled`.
+    """One event of a video: `status`, `progress`, `prompt`, `chunk`, `completed`, `failed` or `cancelled`.
 
     `id` continues the stream after this event, see `events(after=)`.
     """

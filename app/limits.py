@@ -25,6 +25,9 @@ from app.settings import Settings
 
 LIMITS_KEY = "longtake:limits"
 
+# What an endless video is charged at first.
+ENDLESS_SECONDS = 60.0
+
 _DAY_SECONDS = 24 * 3600
 
 # Life of a day's account, from its last entry on.
@@ -79,8 +82,8 @@ def milliseconds(seconds: float) -> int:
 
 
 def asked_milliseconds(spec: VideoSpec) -> int:
-    """What a video costs when it is asked for."""
-    return milliseconds(spec.seconds)
+    """What a video costs when it is asked for; what is made beyond that is charged with its chunks."""
+    return milliseconds(ENDLESS_SECONDS if spec.seconds is None else spec.seconds)
 
 
 def seconds_until_tomorrow() -> int:

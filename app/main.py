@@ -30,9 +30,9 @@ from app.context import Context
 from app.errors import APIError, from_redis, from_status, from_storage, from_validation, not_found
 from app.logs import configure_logging
 from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
-from app.routes import chunks, events, operations, page, reference, videos, webhooks
+from app.routes import chunks, control, events, operations, page, reference, videos, webhooks
 from app.routes.documentation import errors
-from app.schemas import CreateVideo
+from app.schemas import CreateVideo, SteerVideo, UpdateVideo
 from app.settings import Settings
 from app.storage import StorageError
 from app.webhooks import WebhookSender
@@ -57,6 +57,7 @@ made and nothing else. The playback addresses of a video can be opened without a
 
 _ROUTERS = (
     videos.router,
+    control.router,
     chunks.router,
     events.router,
     webhooks.router,
@@ -197,7 +198,7 @@ def _middleware(settings: Settings, context: Context) -> list[Middleware]:
             Middleware(
                 CORSMiddleware,
                 allow_origins=origins,
-                allow_methods=["GET", "HEAD", "POST", "DELETE"],
+                allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=[
                     "Content-Disposition",
@@ -301,9 +302,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 content = operation["responses"].get("422", {}).get("content", {})
                 if "HTTPValidationError" in json.dumps(content):
                     del operation["responses"]["422"]
-        create = CreateVideo.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= create.pop("$defs", {})
-        schemas["CreateVideo"] = create
+        for body in (CreateVideo, UpdateVideo, SteerVideo):
+            schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= schema.pop("$defs", {})
+            schemas[body.__name__] = schema
         app.openapi_schema = document
     return app.openapi_schema
 

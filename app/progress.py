@@ -53,16 +53,17 @@ class Progress:
         self.video = self.video.model_copy(update=fields)
 
     @property
-    def total_seconds(self) -> float:
-        """Length of the video."""
-        return self.video.frames / self.video.fps
+    def total_seconds(self) -> float | None:
+        """Length of the video; None for an endless one that has not ended."""
+        return None if self.video.frames is None else self.video.frames / self.video.fps
 
     @property
     def fraction(self) -> float:
-        """Part of the work that is done, 0 to 1."""
+        """Part of the work that is done, 0 to 1; 0 while there is no end."""
         if self.video.status is Status.COMPLETED:
             return 1.0
-        return max(self.video.progress / 100, min(0.99, self.video.seconds_ready / self.total_seconds))
+        ready = self.video.seconds_ready / self.total_seconds if self.total_seconds else 0.0
+        return max(self.video.progress / 100, min(0.99, ready))
 
     @property
     def speed(self) -> float | None:
@@ -97,7 +98,8 @@ class Progress:
         return words
 
     def _ready_words(self) -> str:
-        return f"{self.video.seconds_ready:.1f} of {self.total_seconds:g} s"
+        of = "" if self.total_seconds is None else f" of {self.total_seconds:g}"
+        return f"{self.video.seconds_ready:.1f}{of} s"
 
 
 def clock(seconds: float) -> str:

@@ -11,7 +11,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from app.jobs.deliveries import DeliveryRecord, Outcome, Secret
-from app.jobs.job import ChunkRecord, JobError, ModelCard, Priority, Status, Video, WebhookEvent
+from app.jobs.job import (
+    ChunkRecord,
+    JobError,
+    ModelCard,
+    PendingPrompt,
+    Priority,
+    Status,
+    TimedPrompt,
+    Video,
+    WebhookEvent,
+)
+
+ENDLESS: Literal["endless"] = "endless"
 
 _DECIMAL = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,3})?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
@@ -57,6 +69,10 @@ def _number(value: Any) -> float:
     return number
 
 
+def _length(value: Any) -> float | str:
+    return ENDLESS if value == ENDLESS else _number(value)
+
+
 def _whole(value: Any) -> int:
     if isinstance(value, str) and _INTEGER.fullmatch(value.strip(" ")):
         value = int(value)
@@ -79,6 +95,22 @@ Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str)]
 Words = Annotated[str, BeforeValidator(_words, json_schema_input_type=str)]
 Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float | str)]
 Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int | str)]
+Length = Annotated[float | Literal["endless"], BeforeValidator(_length, json_schema_input_type=float | str)]
+Metadata = Annotated[dict[Text, Text], BeforeValidator(_json_in_text)]
+
+
+class _Request(BaseModel):
+    """The body of a request. Absent and null are the same."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        # Only for names that exist: an unknown one is refused whatever its value.
+        if not isinstance(fields, dict):
+            return fields
+        return {k: v for k, v in fields.items() if v is not None or k not in cls.model_fields}
 
 
 class PromptAt(BaseModel):
@@ -90,11 +122,10 @@ class PromptAt(BaseModel):
     text: Words
 
 
-class CreateVideo(BaseModel):
+class CreateVideo(_Request):
     """What POST /v1/videos takes. Absent and null are the same."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"prompt": "A red kite over a green hill, slow pan to the right", "seconds": 60, "seed": 7},
@@ -115,10 +146,11 @@ class CreateVideo(BaseModel):
     prompts: Annotated[list[PromptAt], BeforeValidator(_json_in_text)] | None = Field(
         None,
         description="A timeline of prompts; in a form one JSON string. The first is at 0.",
-        max_length=1000,
     )
     model: Text | None = Field(None, description="One of GET /v1/models; default: the server's.")
-    seconds: Number | None = Field(None, description="Length in seconds, a number or its text.")
+    seconds: Length | None = Field(
+        None, description="Length in seconds, a number or its text; or `endless`: until you finish it."
+    )
     size: Text | None = Field(None, description="WIDTHxHEIGHT, one of the model's sizes.")
     seed: Whole | None = Field(
         None, ge=0, le=2**63 - 1, description="Same seed, same video; default: random."
@@ -129,7 +161,7 @@ class CreateVideo(BaseModel):
         None, gt=0, le=1000, description="Noise levels; a multiple of the model's chunks in flight."
     )
     priority: Priority | None = Field(None, description="Order between waiting videos; default: normal.")
-    metadata: Annotated[dict[Text, Text], BeforeValidator(_json_in_text)] | None = Field(
+    metadata: Metadata | None = Field(
         None, description="Your own labels, text to text; in a form one JSON string or `metadata[key]`."
     )
     webhook_url: Text | None = Field(
@@ -142,13 +174,25 @@ class CreateVideo(BaseModel):
         description="What to tell it; in a form one JSON string. Default: how the video ends, no chunks.",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, fields: Any) -> Any:
-        # Only for names that exist: an unknown one is refused whatever its value.
-        if not isinstance(fields, dict):
-            return fields
-        return {k: v for k, v in fields.items() if v is not None or k not in cls.model_fields}
+
+class UpdateVideo(_Request):
+    """What PATCH /v1/videos/{id} takes; what is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"seconds": 120}]})
+
+    seconds: Length | None = Field(None, description="New length in seconds, or `endless`.")
+    metadata: Metadata | None = Field(None, description="Takes the place of all labels.")
+
+
+class SteerVideo(_Request):
+    """What POST /v1/videos/{id}/prompts takes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "A storm over the lake"}]})
+
+    text: Words = Field(description="What to show from then on.")
+    at: Number | None = Field(
+        None, ge=0, description="Second of the video from which on; default: as soon as possible."
+    )
 
 
 class ErrorDetail(BaseModel):
@@ -203,7 +247,14 @@ class VideoObject(BaseModel):
     completed_at: int | None = None
     expires_at: int | None = None
     prompt: str
-    seconds: str
+    prompts: list[TimedPrompt] = Field(
+        default_factory=list, description="The timeline: each prompt and the second from which on it counts."
+    )
+    pending_prompts: list[PendingPrompt] = Field(
+        default_factory=list,
+        description="Asked for, but no chunk was begun with them; left over in a video that has ended: came too late.",
+    )
+    seconds: str = Field(description="Length; `endless` until the end of an endless video is known.")
     size: str
     error: JobError | None = None
     remixed_from_video_id: str | None = None
@@ -217,7 +268,7 @@ class VideoObject(BaseModel):
     stalled: str | None = None
     seed: int
     fps: int
-    frames: int
+    frames: int | None = Field(None, description="Null until the end of an endless video is known.")
     metadata: dict[str, str] = Field(default_factory=dict)
     webhook_url: str | None = None
     attempts: int = 0
@@ -359,19 +410,21 @@ def video_object(
         created_at=int(spec.created_at),
         completed_at=None if state.completed_at is None else int(state.completed_at),
         prompt=spec.prompt,
-        seconds=format_seconds(spec.seconds),
+        prompts=list(spec.prompts),
+        pending_prompts=list(state.pending_prompts),
+        seconds=ENDLESS if video.seconds is None else format_seconds(video.seconds),
         size=spec.size,
         error=state.error,
         queue_position=queue_position,
         eta_seconds=None if eta is None else round(eta, 1),
         chunks_ready=state.chunks_ready,
-        chunks_total=state.chunks_total,
+        chunks_total=None if spec.frames is None else state.chunks_total,
         seconds_ready=round(state.frames_ready / spec.fps, 3),
         first_chunk_at=state.first_chunk_at,
         stalled=state.stalled,
         seed=spec.seed,
         fps=spec.fps,
-        frames=spec.frames,
+        frames=video.frames,
         metadata=spec.metadata,
         webhook_url=spec.webhook_url,
         attempts=state.attempts,

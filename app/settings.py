@@ -83,8 +83,16 @@ class Settings(BaseSettings):
     model: str = Field("builtin", description="Model a worker loads: `builtin`, a folder, or a hub id.")
     default_seconds: float = Field(60.0, gt=0)
     max_seconds: float = Field(3600.0, gt=0, description="Longest video one request may ask for.")
+    max_endless_seconds: float = Field(
+        24 * 3600.0,
+        ge=0,
+        description="Length at which an endless video ends by itself; 0: none may be asked for.",
+    )
     min_seconds: float = Field(0.25, gt=0)
     max_prompt_chars: int = Field(4000, ge=1)
+    max_prompts: int = Field(
+        500, ge=1, description="Prompts in one video's timeline, those that steer it while it runs included."
+    )
     max_metadata_bytes: int = Field(16 * 1024, ge=0)
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Largest JSON or form body without a file.")
     max_queued: int = Field(1000, ge=1, description="Videos waiting; more are refused with 429.")

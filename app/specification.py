@@ -7,28 +7,30 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app.errors import from_validation, invalid, quoted, unavailable, unknown_parameter
 from app.jobs.job import ENDED, ModelCard, TimedPrompt, VideoSpec, new_video_id
-from app.schemas import CreateVideo, format_seconds
+from app.schemas import ENDLESS, CreateVideo, format_seconds
 from app.settings import Settings
 from app.webhooks import InvalidReceiver, receiver_url
 
 # Random seeds stay below the range in which JavaScript loses digits, so a page can show and send them back.
 _RANDOM_SEEDS = 2**32
 
+R = TypeVar("R", bound=BaseModel)
 
-def parse_create(fields: Mapping[str, Any]) -> CreateVideo:
+
+def parse(kind: type[R], fields: Mapping[str, Any]) -> R:
     """The request model of a body. Raises `APIError` 400."""
     # A name nobody knows explains most other complaints, so it comes first.
     for name in fields:
-        if name not in CreateVideo.model_fields:
+        if name not in kind.model_fields:
             raise unknown_parameter(name)
     try:
-        return CreateVideo.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False, include_context=False)) from error
 
@@ -45,7 +47,8 @@ def specify(request: CreateVideo, cards: Mapping[str, ModelCard], settings: Sett
     Raises `APIError`: 400 for what cannot be made, 503 while no worker has registered a model.
     """
     card = _model(request.model, cards, settings)
-    seconds = _seconds(request.seconds, card, settings)
+    default = min(settings.default_seconds, settings.max_seconds)
+    seconds = check_seconds(default if request.seconds is None else request.seconds, card.fps, settings)
     width, height = _size(request.size, card)
     steps = request.num_inference_steps
     if steps is not None and steps % card.chunks_in_flight:
@@ -54,7 +57,7 @@ def specify(request: CreateVideo, cards: Mapping[str, ModelCard], settings: Sett
             param="num_inference_steps",
         )
     negative = request.negative_prompt or ""
-    _limit(negative, settings, "negative_prompt")
+    check_text(negative, settings, "negative_prompt")
     return VideoSpec(
         id=new_video_id(),
         created_at=time.time(),
@@ -63,14 +66,14 @@ def specify(request: CreateVideo, cards: Mapping[str, ModelCard], settings: Sett
         negative_prompt=negative,
         seconds=seconds,
         fps=card.fps,
-        frames=_frames(seconds, card),
+        frames=frames_of(seconds, card.fps),
         width=width,
         height=height,
         seed=secrets.randbelow(_RANDOM_SEEDS) if request.seed is None else request.seed,
         guidance_scale=request.guidance_scale,
         num_inference_steps=steps,
         priority=request.priority or "normal",
-        metadata=_metadata(request, settings),
+        metadata=check_metadata(request.metadata or {}, settings),
         webhook_url=_webhook_url(request, settings),
         webhook_events=tuple(dict.fromkeys(request.webhook_events or ENDED.values())),
     )
@@ -93,21 +96,30 @@ def _model(name: str | None, cards: Mapping[str, ModelCard], settings: Settings)
     return cards[name]
 
 
-def _seconds(seconds: float | None, card: ModelCard, settings: Settings) -> float:
-    if seconds is None:
-        return min(settings.default_seconds, settings.max_seconds)
-    low, high = settings.min_seconds, settings.max_seconds
-    if not low <= seconds <= high:
+def check_seconds(
+    seconds: float | str, fps: int, settings: Settings, *, most: float | None = None
+) -> float | None:
+    """A length that a video may have, up to `most` seconds or the server's limit; None: endless.
+
+    Raises `APIError` 400.
+    """
+    if seconds == ENDLESS:
+        if not settings.max_endless_seconds:
+            raise invalid("This server makes no endless videos.", param="seconds")
+        return None
+    low, high = settings.min_seconds, settings.max_seconds if most is None else most
+    if not low <= (seconds := float(seconds)) <= high:
         raise invalid(
             f"seconds must be between {format_seconds(low)} and {format_seconds(high)}.", param="seconds"
         )
-    if _frames(seconds, card) < 1:
-        raise invalid(f"seconds is less than one frame at {card.fps} frames per second.", param="seconds")
+    if not frames_of(seconds, fps):
+        raise invalid(f"seconds is less than one frame at {fps} frames per second.", param="seconds")
     return seconds
 
 
-def _frames(seconds: float, card: ModelCard) -> int:
-    return round(seconds * card.fps)
+def frames_of(seconds: float | None, fps: int) -> int | None:
+    """Frames of a video of this length; None for an endless one."""
+    return None if seconds is None else round(seconds * fps)
 
 
 def _size(size: str | None, card: ModelCard) -> tuple[int, int]:
@@ -118,28 +130,39 @@ def _size(size: str | None, card: ModelCard) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _timeline(request: CreateVideo, seconds: float, settings: Settings) -> tuple[TimedPrompt, ...]:
+def check_at(at: float, seconds: float | None, settings: Settings, param: str) -> None:
+    """Raises `APIError` 400 for a second that a video of this length does not have."""
+    end = settings.max_endless_seconds if seconds is None else seconds
+    if not 0 <= at < end:
+        raise invalid(f"It must be between 0 and the video's {format_seconds(end)} s.", param=param)
+
+
+def _timeline(request: CreateVideo, seconds: float | None, settings: Settings) -> tuple[TimedPrompt, ...]:
     prompts = [TimedPrompt(at=0, text=request.prompt)] if request.prompt is not None else []
     for index, prompt in enumerate(request.prompts or ()):
         where = f"prompts[{index}].at"
-        if not 0 <= prompt.at < seconds:
-            raise invalid(f"It must be between 0 and the video's {format_seconds(seconds)} s.", param=where)
+        check_at(prompt.at, seconds, settings, where)
         if prompts and prompt.at <= prompts[-1].at:
             # `prompt` beside a timeline that repeats it (SDKs insist on sending one) is no contradiction.
             if index == 0 and prompt.text == request.prompt:
                 continue
             raise invalid("The prompts of a timeline must be in order, each at its own second.", param=where)
         prompts.append(TimedPrompt(at=prompt.at, text=prompt.text))
-        _limit(prompt.text, settings, f"prompts[{index}].text")
+        check_text(prompt.text, settings, f"prompts[{index}].text")
     if not prompts:
         raise invalid("Missing parameter: prompt.", param="prompt", code="missing_required_parameter")
     if prompts[0].at != 0:
         raise invalid("The first prompt of a timeline must be at 0.", param="prompts[0].at")
-    _limit(prompts[0].text, settings, "prompt")
+    check_text(prompts[0].text, settings, "prompt")
+    if len(prompts) > settings.max_prompts:
+        raise invalid(
+            f"The timeline has {len(prompts)} prompts, {settings.max_prompts} are allowed.", param="prompts"
+        )
     return tuple(prompts)
 
 
-def _limit(text: str, settings: Settings, param: str) -> None:
+def check_text(text: str, settings: Settings, param: str) -> None:
+    """Raises `APIError` 400 for a prompt that is too long."""
     if len(text) > settings.max_prompt_chars:
         raise invalid(
             f"{param} has {len(text)} characters, {settings.max_prompt_chars} are allowed.",
@@ -148,8 +171,8 @@ def _limit(text: str, settings: Settings, param: str) -> None:
         )
 
 
-def _metadata(request: CreateVideo, settings: Settings) -> dict[str, str]:
-    metadata = request.metadata or {}
+def check_metadata(metadata: dict[str, str], settings: Settings) -> dict[str, str]:
+    """The labels, if they are small enough. Raises `APIError` 400."""
     size = sum(len(text.encode()) for pair in metadata.items() for text in pair)
     if size > settings.max_metadata_bytes:
         raise invalid(

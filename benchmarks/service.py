@@ -64,7 +64,7 @@ class Service:
                     first = time.perf_counter() - start
             total = time.perf_counter() - start
             video = client.retrieve(video.id)
-        if video.status != "completed":
+        if video.status != "completed" or video.frames is None:
             raise RuntimeError(f"the video ended as {video.status}: {video.error}")
         return JobCost(total, first, video.frames, self.worker_peak_mb())
 

@@ -4,6 +4,9 @@ A step takes the video whose turn it is and every other runnable video whose win
 advances them in one forward (`worker.sampler.progressive.step`). A video whose finished chunks nobody has taken is
 not runnable, so a slow decoder, encoder or store stops its sampler and nothing piles up. Turns go round by chunks:
 who has emitted one goes to the back. Flags are looked at before every forward.
+
+Before a video's length or prompts change, `Track.hold` keeps it from beginning another chunk; `Track.direct` then
+lets it go on. A video whose length is not settled waits the same way when it has begun its last chunk.
 """
 
 from __future__ import annotations
@@ -46,12 +49,23 @@ class Conditioning:
     negative: Tensor
 
     @classmethod
-    def encode(cls, model: VideoModel, timeline: PromptTimeline, negative_prompt: str) -> Conditioning:
-        """Embeds a video's prompts in one call."""
-        texts = list(dict.fromkeys(text for _, text in timeline.changes))
-        encoded = model.encode_prompt([*texts, negative_prompt])
-        *embeddings, negative = torch.split(encoded, 1)
-        return cls(timeline, dict(zip(texts, embeddings, strict=True)), negative)
+    def encode(
+        cls,
+        embed: Callable[[str], Tensor],
+        timeline: PromptTimeline,
+        negative_prompt: str,
+        *,
+        since: int = 0,
+        known: Conditioning | None = None,
+    ) -> Conditioning:
+        """Embeds the prompts in force from chunk `since` on, but those that are `known`; earlier ones are dropped.
+
+        `embed` gives the embedding ``(1, L, D)`` of one text. Never of several: their number could change its last
+        bits, and a timeline must come to the same whether it was asked for at once or bit by bit.
+        """
+        old = {} if known is None else known.embeddings
+        embeddings = {text: old[text] if text in old else embed(text) for text in timeline.texts(since)}
+        return cls(timeline, embeddings, embed(negative_prompt) if known is None else known.negative)
 
     def at(self, chunk: int) -> Tensor:
         """The embedding in force when `chunk` is the newest of the window."""
@@ -74,11 +88,23 @@ class Emission:
 class Track:
     """One video in the engine. Its consumer calls `take` and `stop` from other threads."""
 
-    def __init__(self, engine: Engine, state: WindowState, conditioning: Conditioning, capacity: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        state: WindowState,
+        conditioning: Conditioning,
+        *,
+        capacity: int,
+        settled: bool,
+        wake: threading.Event | None,
+    ) -> None:
         self.state = state
         self.conditioning = conditioning
         self.forwards_done = state.forward
         self._capacity = capacity
+        self._settled, self._wake = settled, wake
+        self._held = False
+        self._free = state.next_chunk
         self._emissions: deque[Emission] = deque()
         self._error: BaseException | None = None
         self._stopped = False
@@ -105,6 +131,32 @@ class Track:
                     return None
                 self._changed.wait()
 
+    @property
+    def undecided(self) -> bool:
+        """Whether `direct` is due: it is held, or has begun its last chunk without knowing that it is the last."""
+        with self._engine.lock:
+            return self._held or self._unsettled
+
+    def hold(self) -> int:
+        """Keeps the video from beginning another chunk until `direct` lets it. May be repeated.
+
+        Returns the first chunk that is not begun, nor going to be by the forward that runs now.
+        """
+        with self._engine.lock:
+            self._held = True
+            return self._free
+
+    def direct(self, total: int, conditioning: Conditioning, *, settled: bool) -> None:
+        """Goes on with this length in chunks, for good if `settled`, and these prompts.
+
+        To be called between two forwards, that is through `Engine.call`.
+        """
+        with self._engine.lock:
+            if not self.state.draining:
+                self.state.set_total(total)
+            self.conditioning = conditioning
+            self._settled, self._held = settled, False
+
     def stop(self) -> None:
         """Takes the video out of the engine: at most the forward that runs now still has it. May be repeated."""
         with self._engine.lock:
@@ -121,7 +173,17 @@ class Track:
 
     @property
     def runnable(self) -> bool:
-        return not self.over and len(self._emissions) < self._capacity
+        waits = self.state.shifts_next and not self.state.draining and (self._held or self._unsettled)
+        return not self.over and len(self._emissions) < self._capacity and not waits
+
+    @property
+    def _unsettled(self) -> bool:
+        return not self._settled and self._free == self.state.total
+
+    def begin(self) -> None:
+        """A forward is about to run."""
+        if self.state.shifts_next and self.state.next_chunk != self.state.total:
+            self._free = self.state.next_chunk + 1
 
     def give(self, emission: Emission | None) -> None:
         self.forwards_done = self.state.forward
@@ -130,6 +192,8 @@ class Track:
         if emission is not None and not self._stopped:
             self._emissions.append(emission)
             self._changed.notify_all()
+        if self._unsettled and self._wake is not None:
+            self._wake.set()
 
     def fail(self, error: BaseException) -> None:
         self._error = error
@@ -153,9 +217,20 @@ class Engine:
 
     # -- called from any thread -------------------------------------------------------------------------
 
-    def add(self, state: WindowState, conditioning: Conditioning, *, capacity: int) -> Track:
-        """Starts sampling a video; `capacity` finished chunks may wait to be taken."""
-        track = Track(self, state, conditioning, capacity)
+    def add(
+        self,
+        state: WindowState,
+        conditioning: Conditioning,
+        *,
+        capacity: int,
+        settled: bool = True,
+        wake: threading.Event | None = None,
+    ) -> Track:
+        """Starts sampling a video; `capacity` finished chunks may wait to be taken.
+
+        Unless its length is `settled`, it waits with its last chunk begun for `Track.direct`, and sets `wake`.
+        """
+        track = Track(self, state, conditioning, capacity=capacity, settled=settled, wake=wake)
         with self.lock:
             self._ring.append(track)
             self.wake()
@@ -211,6 +286,8 @@ class Engine:
                         return
                     if self._calls:
                         call = self._calls.popleft()
+                    for track in group:
+                        track.begin()
                 self._busy_since = time.monotonic()
                 try:
                     if call is not None:

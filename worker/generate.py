@@ -20,12 +20,13 @@ from app.settings import Settings
 from app.storage import ObjectNotFound, ObjectStore, StorageError
 from app.storage.objects import checkpoint_key, latents_key, video_prefix
 from worker.checkpoint import Checkpoint, CheckpointError, replay, unpack_checkpoint, unpack_latents
+from worker.direction import directed, first_open_chunk, prompt_timeline
 from worker.engine import Conditioning, Engine, InvalidOutput, Stopped, Track
 from worker.media.assemble import AssemblyError
 from worker.media.encode import EncoderSettings, EncodingError
 from worker.models.base import StreamedDecoder, VideoModel
 from worker.pipeline import Layout, Patience, Pipeline, StageError, chunk_number, conclude
-from worker.sampler.window import PromptTimeline, SamplerConfig, WindowState
+from worker.sampler.window import SamplerConfig, WindowState
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +75,10 @@ class Runtime:
     shutdown: threading.Event
 
 
-def chunk_layout(spec: VideoSpec, model: VideoModel) -> Layout:
-    """Which frames of the video each of its chunks holds."""
-    return Layout(spec.frames, model.sampler.chunk_latents, model.geometry)
+def chunk_layout(spec: VideoSpec, model: VideoModel, settings: Settings) -> Layout:
+    """Which frames of the video each of its chunks holds; an endless one is taken to have all it may have."""
+    frames = max(1, round(settings.max_endless_seconds * spec.fps)) if spec.frames is None else spec.frames
+    return Layout(frames, model.sampler.chunk_latents, model.geometry)
 
 
 def sampler_config(spec: VideoSpec, model: VideoModel) -> SamplerConfig:
@@ -95,16 +97,6 @@ def sampler_config(spec: VideoSpec, model: VideoModel) -> SamplerConfig:
         except ValueError as error:
             raise InvalidRequest(f"{error}.") from error
     return config
-
-
-def prompt_timeline(spec: VideoSpec, layout: Layout) -> PromptTimeline:
-    """The prompts by the chunk that holds the frame they begin at; of two in one chunk the later counts."""
-    changes: dict[int, str] = {}
-    for prompt in sorted(spec.prompts, key=lambda timed: timed.at):
-        chunk = layout.chunk_of(round(prompt.at * spec.fps)) if changes else 0
-        if chunk < layout.chunks:
-            changes[chunk] = prompt.text
-    return PromptTimeline(tuple(changes.items()))
 
 
 def run_video(video_id: str) -> None:
@@ -127,7 +119,8 @@ class Generation:
             threading.Event(), meanwhile=self._check_flags, every_seconds=self._settings.control_seconds
         )
         self._waiting: Patience | None = None
-        self._progress: _Progress | None = None
+        self._running: _Running | None = None
+        self._revision = ""
 
     def _patience(self, stop: threading.Event, **options: Any) -> Patience:
         return Patience(stop, max_seconds=self._settings.retry_max_seconds, log=self._log, **options)
@@ -161,8 +154,9 @@ class Generation:
             )
             return self._fail(video, error)
         self._log.info(
-            "claimed: %s, %d frames at %d fps, %d chunks are ready, attempt %d",
-            video.spec.size, video.spec.frames, video.spec.fps, video.state.chunks_ready, video.state.attempts,
+            "claimed: %s, %s frames at %d fps, %d chunks are ready, attempt %d",
+            video.spec.size, video.spec.frames or "endless", video.spec.fps, video.state.chunks_ready,
+            video.state.attempts,
         )  # fmt: skip
         try:
             self._make(video)
@@ -189,34 +183,39 @@ class Generation:
     def _generate(self, video: Video) -> None:
         """Makes and commits every chunk that is missing. Raises what ended it otherwise."""
         spec, model = video.spec, self._runtime.model
-        layout = chunk_layout(spec, model)
-        if video.state.chunks_ready >= layout.chunks:
+        ready = video.state.chunks_ready
+        if video.state.ending and ready >= chunk_layout(spec, model, self._settings).chunks:
             return
         config = sampler_config(spec, model)
         try:
             frame_shape = model.geometry.latent_shape(spec.width, spec.height)
         except ValueError as error:
             raise InvalidRequest(f"This model cannot make {spec.size}: {error}.") from error
-        timeline = prompt_timeline(spec, layout)
-        conditioning = self._runtime.engine.call(
-            lambda model: Conditioning.encode(model, timeline, spec.negative_prompt)
-        )
         resumed = self._resume(video, config)
         if resumed is None:
-            state = WindowState.start(
-                config, spec.seed, frame_shape, total=layout.chunks, device=model.device
-            )
+            state = WindowState.start(config, spec.seed, frame_shape, total=None, device=model.device)
             decoder, encoder = model.open_decoder(), _encoder_settings(self._settings)
         else:
             state, decoder, encoder = resumed[0].window, resumed[1], resumed[0].encoder
-        track = self._runtime.engine.add(state, conditioning, capacity=self._settings.stage_queue)
+        video = self._when_redis_answers(lambda: self._settle(state.next_chunk, config))
+        layout = chunk_layout(video.spec, model, self._settings)
+        if not state.draining:
+            state.set_total(layout.chunks)
+        conditioning = self._conditioning(video.spec, layout, since=state.newest_chunk)
+        track = self._runtime.engine.add(
+            state,
+            conditioning,
+            capacity=self._settings.stage_queue,
+            settled=video.state.ending,
+            wake=self.wake,
+        )
         stop = threading.Event()
         self._waiting = self._patience(stop)
         pipeline = Pipeline(
             spec=spec,
             fence=self._fence,
             layout=layout,
-            next_chunk=video.state.chunks_ready,
+            next_chunk=ready,
             track=track,
             decoder=decoder,
             encoder=encoder,
@@ -229,7 +228,8 @@ class Generation:
             manifest_seconds=self._settings.manifest_seconds,
             log=self._log,
         )
-        self._progress = _Progress(video, layout, track, pipeline, self._settings.progress_seconds)
+        progress = _Progress(video, track, pipeline, self._settings.progress_seconds)
+        self._running = _Running(config, track, pipeline, progress)
         pipeline.start()
         try:
             self._attend(lambda: pipeline.ended)
@@ -241,7 +241,7 @@ class Generation:
         pipeline.join()
         if pipeline.error is not None:
             raise _root(pipeline.error)
-        if pipeline.committed < layout.chunks:
+        if pipeline.committed < pipeline.layout.chunks:
             raise Stopped
 
     def _resume(self, video: Video, config: SamplerConfig) -> tuple[Checkpoint, StreamedDecoder] | None:
@@ -275,6 +275,45 @@ class Generation:
         known = {number for number in map(chunk_number, keys) if number is not None and number <= last}
         return sorted(known, reverse=True)
 
+    # -- what is asked of it meanwhile ------------------------------------------------------------------
+
+    def _settle(self, next_chunk: int, config: SamplerConfig) -> Video:
+        """Settles in the record what everything asked so far comes to, and returns it. Raises `RedisError`."""
+
+        def change(video: Video) -> Video:
+            free = first_open_chunk(next_chunk, video.state.chunks_ready, config.chunks_in_flight)
+            return directed(video, free, chunk_layout(video.spec, self._runtime.model, self._settings))
+
+        video, self._revision = self._store.settle(self._video_id, self._fence, change)
+        return video
+
+    def _direct(self, running: _Running) -> None:
+        """The same for the running video, which then goes on accordingly.
+
+        Raises `RedisError`: the record may have been written or not, so the video waits at its next chunk until this
+        has been done again.
+        """
+        track, pipeline = running.track, running.pipeline
+        free = track.hold()
+        video = self._settle(free, running.config)
+        layout = chunk_layout(video.spec, self._runtime.model, self._settings)
+        conditioning = self._conditioning(video.spec, layout, since=free - 1, known=track.conditioning)
+        pipeline.layout = layout
+        self._runtime.engine.call(
+            lambda _: track.direct(layout.chunks, conditioning, settled=video.state.ending)
+        )
+        running.progress.video = video
+
+    def _conditioning(
+        self, spec: VideoSpec, layout: Layout, *, since: int, known: Conditioning | None = None
+    ) -> Conditioning:
+        def embed(text: str) -> Tensor:
+            # A call for each: the forwards of other videos go on in between.
+            return self._runtime.engine.call(lambda model: model.encode_prompt([text]))
+
+        timeline = prompt_timeline(spec, layout)
+        return Conditioning.encode(embed, timeline, spec.negative_prompt, since=since, known=known)
+
     def _get(self, key: str) -> bytes:
         return self._attentively(lambda: self._runtime.objects.get(key))
 
@@ -283,32 +322,38 @@ class Generation:
 
     # -- looking after it while it runs -----------------------------------------------------------------
 
-    def _attend(self, over: Callable[[], bool], *, cancellable: bool = True) -> None:
+    def _attend(self, over: Callable[[], bool], *, concluding: bool = False) -> None:
         """Until `over`: tells progress, looks at the flags. Raises what ends the work early."""
         while not over():
-            self._check_flags(cancellable=cancellable)
+            self._check_flags(concluding=concluding)
             self.wake.wait(self._settings.control_seconds)
             self.wake.clear()
 
-    def _check_flags(self, *, cancellable: bool = True) -> None:
+    def _check_flags(self, *, concluding: bool = False) -> None:
         if self._runtime.shutdown.is_set():
             raise _Preempted
         try:
-            if self._store.cancel_requested(self._video_id, self._fence) and cancellable:
-                raise _Cancelled
+            controls = self._store.controls(self._video_id, self._fence)
+            if not concluding:
+                if controls.cancel_requested:
+                    raise _Cancelled
+                if (running := self._running) is not None and (
+                    controls.revision != self._revision or running.track.undecided
+                ):
+                    self._direct(running)
             self._tell_progress()
         except RedisError as error:
             self._log.debug("Redis is away: %s", type(error).__name__)
 
     def _tell_progress(self) -> None:
         waiting = self._waiting or self._attentively
-        if self._progress is None:
+        if self._running is None:
             if waiting.reason is not None:
                 self._store.update(self._video_id, self._fence, stalled=waiting.reason)
-        elif (news := self._progress.news(waiting.reason)) is not None:
+        elif (news := self._running.progress.news(waiting.reason)) is not None:
             changes, event = news
             self._store.update(self._video_id, self._fence, events=[event], **changes)
-            self._progress.told(changes)
+            self._running.progress.told(changes)
 
     # -- ending it --------------------------------------------------------------------------------------
 
@@ -340,7 +385,7 @@ class Generation:
         thread = threading.Thread(target=work, name=f"finish {self._video_id}", daemon=True)
         thread.start()
         try:
-            self._attend(ended.is_set, cancellable=False)
+            self._attend(ended.is_set, concluding=True)
         except BaseException as error:
             if not ended.is_set():
                 stop.set()
@@ -418,13 +463,23 @@ class Generation:
             delay = min(2 * delay, self._settings.retry_max_seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A video between its window and the store."""
+
+    config: SamplerConfig
+    track: Track
+    pipeline: Pipeline
+    progress: _Progress
+
+
 class _Progress:
     """Measures a running video and says what is new about it."""
 
-    def __init__(
-        self, video: Video, layout: Layout, track: Track, pipeline: Pipeline, every_seconds: float
-    ) -> None:
-        self._video, self._layout, self._track, self._pipeline = video, layout, track, pipeline
+    def __init__(self, video: Video, track: Track, pipeline: Pipeline, every_seconds: float) -> None:
+        self.video = video
+        """As it was last directed."""
+        self._track, self._pipeline = track, pipeline
         self._every_seconds = every_seconds
         self._speed: float | None = None
         self._measured = (time.monotonic(), track.forwards_done)
@@ -438,9 +493,11 @@ class _Progress:
         if not due:
             return None
         self._measure(now)
+        layout, endless = self._pipeline.layout, self.video.spec.frames is None
+        chunks_total = None if endless else layout.chunks
         changes: dict[str, Any] = {
-            "chunks_total": self._layout.chunks,
-            "forwards_total": self._track.state.forwards_total,
+            "chunks_total": chunks_total,
+            "forwards_total": None if endless else self._track.state.forwards_total,
             "forwards_done": self._track.forwards_done,
             "seconds_per_forward": self._speed,
             "stalled": stalled,
@@ -448,15 +505,13 @@ class _Progress:
         if changes == self._told:
             return None
         ready = self._pipeline.committed
-        video = Video(spec=self._video.spec, state=self._video.state.model_copy(update=changes))
+        video = Video(spec=self.video.spec, state=self.video.state.model_copy(update=changes))
         eta = video.eta_seconds
         data: dict[str, Any] = {
             "progress": video.progress,
             "chunks_ready": ready,
-            "chunks_total": self._layout.chunks,
-            "seconds_ready": round(
-                min(self._layout.first_frame(ready), video.spec.frames) / video.spec.fps, 3
-            ),
+            "chunks_total": chunks_total,
+            "seconds_ready": round(min(layout.first_frame(ready), layout.frames) / video.spec.fps, 3),
             "eta_seconds": None if eta is None else round(eta, 1),
         }
         if stalled is not None:

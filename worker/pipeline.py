@@ -187,7 +187,7 @@ class Layout:
     """Which frames of a video each of its chunks holds."""
 
     frames: int
-    """Frames of the whole video."""
+    """Frames of the whole video; of an endless one as many as it may have."""
     chunk_latents: int
     geometry: Geometry
 
@@ -315,9 +315,11 @@ class Pipeline:
     ) -> None:
         """`decoder` stands where `track` does, which may be before `next_chunk`: what comes before is not written."""
         self.committed = next_chunk
+        self.layout = layout
+        """Set anew when the video's length changes, before a chunk that this concerns leaves the window."""
         self.error: BaseException | None = None
         self.ended = False
-        self._spec, self._fence, self._layout = spec, fence, layout
+        self._spec, self._fence = spec, fence
         self._next_chunk, self._track = next_chunk, track
         self._decoder, self._encoder = decoder, encoder
         self._store, self._objects, self._patience = store, objects, patience
@@ -379,7 +381,7 @@ class Pipeline:
                 frames = self._decoder.push(emission.latents)
                 if emission.chunk < self._next_chunk:
                     continue
-                wanted = self._layout.frames_of(emission.chunk)
+                wanted = self.layout.frames_of(emission.chunk)
                 if len(frames) < wanted:
                     raise ValueError(f"the decoder gave {len(frames)} frames where {wanted} were due")
                 self._frames.put(_Decoded(emission, frames[:wanted]))
@@ -388,7 +390,7 @@ class Pipeline:
     def _encode(self) -> None:
         for decoded in self._frames:
             index = decoded.emission.chunk
-            first = self._layout.first_frame(index)
+            first = self.layout.first_frame(index)
             chunk = encode_chunk(decoded.frames, index, first, self._spec.fps, self._encoder)
             record = ChunkRecord(
                 index=index,
@@ -423,7 +425,7 @@ class Pipeline:
         changes: dict[str, object] = {"checkpoint": record.index}
         if record.index == 0:
             changes["first_chunk_at"] = time.time()
-        if record.index == self._layout.chunks - 1:
+        if record.index == self.layout.chunks - 1:
             changes["forwards_done"] = self._track.forwards_done
         self._patience(lambda: self._store.commit_chunk(self._spec, self._fence, record, **changes))
         self.committed = record.index + 1

@@ -50,8 +50,18 @@ class TimedPrompt(_Frozen):
     text: str
 
 
+class PendingPrompt(_Frozen):
+    """A prompt for a running video that no chunk has been given yet: for second ``at``, or None for at once."""
+
+    at: float | None = Field(None, ge=0)
+    text: str
+
+
 class VideoSpec(_Frozen):
-    """What was asked for. Together with the model's weights it determines every frame of the video."""
+    """What was asked for. Together with the model's weights it determines every frame of the video.
+
+    It grows with what is asked of a running video: prompts, once it is settled where each begins, and its length.
+    """
 
     id: str
     owner: str = ""
@@ -59,9 +69,9 @@ class VideoSpec(_Frozen):
     model: str
     prompts: tuple[TimedPrompt, ...] = Field(min_length=1)
     negative_prompt: str = ""
-    seconds: float = Field(gt=0)
+    seconds: float | None = Field(gt=0, description="None: endless, until somebody ends it.")
     fps: int = Field(gt=0)
-    frames: int = Field(gt=0)
+    frames: int | None = Field(gt=0, description="None together with `seconds`.")
     width: int = Field(gt=0)
     height: int = Field(gt=0)
     seed: int = Field(ge=0, le=2**63 - 1)
@@ -108,7 +118,10 @@ class ChunkRecord(_Frozen):
 
 
 class VideoState(_Frozen):
-    """How far a video is. Written by the worker that holds the video's fence, or by the API while none does."""
+    """How far a video is. Written by the worker that holds the video's fence, or by the API while none does.
+
+    What clients ask of it, the API writes at any time: `cancel_requested`, `finish_requested`, `pending_prompts`.
+    """
 
     status: Status = Status.QUEUED
     attempts: int = 0
@@ -129,6 +142,12 @@ class VideoState(_Frozen):
     stalled: str | None = Field(None, description="What a running video waits for, in words.")
     error: JobError | None = None
     cancel_requested: bool = False
+    finish_requested: bool = Field(False, description="No further chunk shall be begun.")
+    pending_prompts: tuple[PendingPrompt, ...] = ()
+    steered_at: float | None = Field(
+        None, description="Second of the newest prompt that was asked for at once."
+    )
+    ending: bool = Field(False, description="The last chunk is begun: length and prompts are final.")
     final_bytes: int | None = None
 
 
@@ -143,19 +162,33 @@ class Video(_Frozen):
         return self.spec.id
 
     @property
+    def frames(self) -> int | None:
+        """Frames of the whole video; None for an endless one until it has ended."""
+        if self.spec.frames is None and self.state.status.terminal:
+            return self.state.frames_ready
+        return self.spec.frames
+
+    @property
+    def seconds(self) -> float | None:
+        """Length of the whole video; None for an endless one until it has ended."""
+        if self.spec.seconds is None and self.state.status.terminal:
+            return self.state.frames_ready / self.spec.fps
+        return self.spec.seconds
+
+    @property
     def progress(self) -> int:
-        """Percent of the work done, 100 only when completed."""
+        """Percent of the work done, 100 only when completed, 0 while there is no end."""
         if self.state.status is Status.COMPLETED:
             return 100
-        if not self.state.forwards_total:
+        if not self.state.forwards_total or self.spec.frames is None:
             return 0
         return min(99, math.floor(100 * self.state.forwards_done / self.state.forwards_total))
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until the last chunk at the measured speed; None while nothing was measured."""
+        """Seconds until the last chunk at the measured speed; None while nothing was measured, or without an end."""
         state = self.state
-        if state.status is not Status.IN_PROGRESS or not state.forwards_total:
+        if state.status is not Status.IN_PROGRESS or not state.forwards_total or self.spec.frames is None:
             return None
         if state.seconds_per_forward is None:
             return None

@@ -3,6 +3,7 @@
 | key                              | type   | holds                                                              |
 |----------------------------------|--------|--------------------------------------------------------------------|
 | longtake:video:{id}              | hash   | `spec` (JSON), one field per `VideoState` field (JSON), `fence`,   |
+|                                  |        | `revision` (another one with each thing asked of a running video), |
 |                                  |        | `charged` (see `app.limits`)                                       |
 | longtake:video:{id}:chunks       | list   | `ChunkRecord` JSON; the position in the list is the chunk's index  |
 | longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id          |
@@ -25,6 +26,10 @@ lease is lost, whatever the reason; `VideoStore.reconcile` puts it back in line.
 
 A worker's writes are fenced: they take effect only while the video's `fence` is the token that this worker wrote
 when it claimed the video, so a worker that was given up for dead and wakes again changes nothing.
+
+What clients ask of a video that is being made (`VideoStore.request`) changes the record, not the worker. The worker
+sees that the `revision` is another one and settles in one transaction from which chunk on it counts
+(`VideoStore.settle`), before it begins that chunk. So it survives the worker, and repeats to the bit.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from redis.exceptions import WatchError
 
@@ -131,7 +136,15 @@ class Created:
     replayed: bool
 
 
-EventType = Literal["status", "progress", "chunk", "completed", "failed", "cancelled"]
+EventType = Literal["status", "progress", "prompt", "chunk", "completed", "failed", "cancelled"]
+
+
+class Controls(NamedTuple):
+    """What its worker looks at all the time. After the revision come flags, each named as its `VideoState` field."""
+
+    revision: str
+    """Changes when something was asked that `VideoStore.settle` has to settle."""
+    cancel_requested: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +496,30 @@ class VideoStore:
             queue.dequeue(self.redis, video.spec)
         return video
 
+    def request(self, video_id: str, change: Callable[[Video], Video]) -> Video:
+        """Records what a client asks of a video, for the worker that makes it now or later; returns the video.
+
+        `change` gives the video as it is to be, or raises to refuse; it may be called more than once. Watchers get a
+        `status` event unless it is a prompt, of which they hear when it is settled. Raises `VideoGone`.
+        """
+        revision = secrets.token_hex(8)
+
+        def transact(pipe: Connection) -> Video:
+            raw = pipe.hgetall(video_key(video_id))
+            video = _parse(raw)
+            if video is None:
+                raise VideoGone(video_id)
+            if raw.get(b"revision", b"").decode() == revision:  # carried out before its answer was lost
+                pipe.multi()
+                return video
+            changed = change(video)
+            pipe.multi()
+            if self._replace(pipe, video, changed):
+                pipe.hset(video_key(video_id), "revision", revision)
+            return changed
+
+        return self._optimistically(transact, video_key(video_id))
+
     def delete(self, video: Video) -> None:
         """Removes every record of a video. A worker that still runs it finds it gone and stops.
 
@@ -592,14 +629,39 @@ class VideoStore:
         released = Video(spec=video.spec, state=video.state.model_copy(update=changes))
         self._write(video.id, fence, None, changes, [Event("status", self._wire(released))])
 
-    def cancel_requested(self, video_id: str, fence: str) -> bool:
-        """Whether the running video was asked to stop. Raises `FenceLost` and `VideoGone`."""
-        current, cancel = self.redis.hmget(video_key(video_id), "fence", "cancel_requested")
+    def controls(self, video_id: str, fence: str) -> Controls:
+        """What is wanted of a running video, at the cost of one small read. Raises `FenceLost` and `VideoGone`."""
+        current, revision, *flags = self.redis.hmget(
+            video_key(video_id), "fence", "revision", *Controls._fields[1:]
+        )
         if current is None:
             raise VideoGone(video_id)
         if current.decode() != fence:
             raise FenceLost(video_id)
-        return cancel is not None and bool(json.loads(cancel))
+        return Controls(
+            (revision or b"").decode(), *(flag is not None and json.loads(flag) for flag in flags)
+        )
+
+    def settle(self, video_id: str, fence: str, change: Callable[[Video], Video]) -> tuple[Video, str]:
+        """Writes what becomes of everything asked so far; returns the video and the revision that this settles.
+
+        `change` gives the video as it is to be; it may be called more than once. Watchers get an event `prompt` for
+        each new prompt of the timeline, and `status` if anything else is new. Raises `FenceLost` and `VideoGone`.
+        """
+
+        def transact(pipe: Connection) -> tuple[Video, str]:
+            raw = pipe.hgetall(video_key(video_id))
+            video = _parse(raw)
+            if video is None:
+                raise VideoGone(video_id)
+            if raw.get(b"fence", b"").decode() != fence:
+                raise FenceLost(video_id)
+            changed = change(video)
+            pipe.multi()
+            self._replace(pipe, video, changed)
+            return changed, raw.get(b"revision", b"").decode()
+
+        return self._optimistically(transact, video_key(video_id))
 
     # -- leases and lost videos -------------------------------------------------------------------------
 
@@ -754,6 +816,24 @@ class VideoStore:
             approximate=True,
         )
 
+    def _replace(self, pipe: Connection, old: Video, new: Video) -> bool:
+        """Writes what differs between two states of a record and tells its watchers; False when nothing does."""
+        if new == old:
+            return False
+        before = old.state.model_dump(mode="json")
+        after = new.state.model_dump(mode="json")
+        fields = _dump({name: value for name, value in after.items() if value != before[name]})
+        if new.spec != old.spec:
+            fields["spec"] = new.spec.model_dump_json()
+        pipe.hset(video_key(new.id), mapping=fields)
+        for prompt in new.spec.prompts:
+            if prompt not in old.spec.prompts:
+                self._add_event(pipe, new.id, Event("prompt", prompt.model_dump(mode="json")))
+        # A status event holds the whole timeline: one for each prompt would make the stream grow with its square.
+        if _without_prompts(new) != _without_prompts(old):
+            self._add_event(pipe, new.id, Event("status", self._wire(new)))
+        return True
+
     def _optimistically(self, transact: Callable[[Connection], T], *watched: str) -> T:
         """Runs `transact` with the keys watched until no one else changed them meanwhile."""
         while True:
@@ -807,6 +887,13 @@ class VideoStore:
             raise VideoGone(video_id)
         if code in (0, -2):
             raise FenceLost(video_id)
+
+
+def _without_prompts(video: Video) -> Video:
+    return Video(
+        spec=video.spec.model_copy(update={"prompts": ()}),
+        state=video.state.model_copy(update={"pending_prompts": (), "steered_at": None}),
+    )
 
 
 def _parse(raw: Mapping[bytes, bytes]) -> Video | None:

@@ -26,6 +26,13 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorObject, "description": _REASONS[status]} for status in statuses}
 
 
+def body(schema: str) -> dict[str, Any]:
+    """`openapi_extra=` of a route that reads its body with `app.forms.read_body`, by the name of its schema."""
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    media_types = ("application/json", "multipart/form-data")
+    return {"requestBody": {"required": True, "content": dict.fromkeys(media_types, content)}}
+
+
 def file(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route that answers with bytes."""
     content = {media_type: {"schema": {"type": "string", "format": "binary"}}}

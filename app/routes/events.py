@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
     response_class=Response,
     responses={
         200: {
-            "description": "Events `status`, `progress`, `chunk`, and one of `completed`, `failed`, `cancelled` "
-            "as the last. The data of `chunk` is a chunk object, of `progress` what has changed, of all others the "
-            "video.",
+            "description": "Events `status`, `progress`, `prompt`, `chunk`, and one of `completed`, `failed`, "
+            "`cancelled` as the last. The data of `chunk` is a chunk object, of `progress` what has changed, of "
+            "`prompt` the `text` that steers the video and the second `at` from which on, of all others the video.",
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
         },
         204: {"description": "The video has ended and the client has had its last event: do not reconnect."},

@@ -1,4 +1,4 @@
-"""Videos: create, look at, list, cancel, delete, download."""
+"""Videos: create, look at, list, delete, download."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
-from app.context import Context, Ctx, no_video
-from app.errors import APIError, conflict, invalid, not_found
+from app.context import Context, Ctx
+from app.errors import APIError, invalid, not_found
 from app.forms import read_body
 from app.jobs.job import Status, Video
-from app.jobs.store import IdempotencyMismatch, VideoGone
+from app.jobs.store import IdempotencyMismatch
 from app.media_container import partial_header
 from app.object_response import IMMUTABLE, REVALIDATE, Part, not_modified, object_response
-from app.routes.documentation import errors, file
+from app.routes.documentation import body, errors, file
 from app.schemas import CreateVideo, VideoDeleted, VideoList, VideoObject
-from app.specification import digest, parse_create, specify
+from app.specification import digest, parse, specify
 from app.storage import ObjectNotFound
 from app.storage.objects import (
     chunk_key,
@@ -39,22 +39,12 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}", re.ASCII)
 # Life of a redirect to the store, long enough for a slow client to begin, and to resume for a while.
 _PRESIGNED_SECONDS = 3600
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            media_type: {"schema": {"$ref": "#/components/schemas/CreateVideo"}}
-            for media_type in ("application/json", "multipart/form-data")
-        },
-    }
-}
-
 
 @router.post(
     "",
     response_model=VideoObject,
     responses=errors(400, 413, 415, 422, 429, 503),
-    openapi_extra=_BODY,
+    openapi_extra=body("CreateVideo"),
     summary="Ask for a video",
 )
 async def create_video(
@@ -71,7 +61,7 @@ async def create_video(
     """Puts a video in line. Poll the answer's id, follow its `events_url`, or play its `playlist_url`."""
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise invalid("It must be 1 to 255 printable ASCII characters.", param="Idempotency-Key")
-    asked = parse_create(await read_body(request))
+    asked = parse(CreateVideo, await read_body(request))
     created, replayed = await run_in_threadpool(_create, ctx, asked, idempotency_key)
     response.headers["openai-poll-after-ms"] = str(ctx.settings.poll_after_ms)
     if replayed:
@@ -137,26 +127,6 @@ def delete_video(video_id: str, ctx: Ctx) -> VideoDeleted:
     if video.state.status is Status.IN_PROGRESS:
         ctx.objects.delete_prefix(video_prefix(video.id))  # a chunk may have been uploaded in between
     return VideoDeleted(id=video.id)
-
-
-@router.post(
-    "/{video_id}/cancel",
-    response_model=VideoObject,
-    responses=errors(404, 409, 503),
-    summary="Stop a video",
-)
-def cancel_video(video_id: str, ctx: Ctx) -> VideoObject:
-    """A waiting video is cancelled at once; a running one stops at its next forward and keeps its chunks.
-
-    Cancelling it again changes nothing. A video that has completed or failed cannot be cancelled any more (409).
-    """
-    try:
-        video = ctx.videos.request_cancel(ctx.video(video_id).id)
-    except VideoGone as error:
-        raise no_video() from error
-    if video.state.status in (Status.COMPLETED, Status.FAILED):
-        raise conflict(f"The video has {video.state.status} already.", code=f"video_{video.state.status}")
-    return ctx.wire(video)[0]
 
 
 @router.head("/{video_id}/content", include_in_schema=False)

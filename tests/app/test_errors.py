@@ -48,7 +48,7 @@ def test_the_framework_s_own_errors_have_the_shape_of_all_others(
 
 def test_405_names_every_method_of_the_address(api: Api) -> None:
     assert api.http.patch("/v1/videos").headers["allow"] == "GET, POST"
-    assert api.http.put(f"/v1/videos/{UNKNOWN}").headers["allow"] == "DELETE, GET"
+    assert api.http.put(f"/v1/videos/{UNKNOWN}").headers["allow"] == "DELETE, GET, PATCH"
 
 
 def test_a_fault_of_ours_is_500_without_a_trace_of_its_reason(
@@ -301,6 +301,8 @@ def test_the_openapi_document_names_every_route_and_its_errors(api: Api) -> None
         "/v1/videos",
         "/v1/videos/{video_id}",
         "/v1/videos/{video_id}/cancel",
+        "/v1/videos/{video_id}/finish",
+        "/v1/videos/{video_id}/prompts",
         "/v1/videos/{video_id}/content",
         "/v1/videos/{video_id}/chunks",
         "/v1/videos/{video_id}/chunks/{index}",

@@ -142,3 +142,13 @@ def test_without_a_terminal_there_are_plain_lines_from_time_to_time() -> None:
         "  2 %  1.0 of 60 s",
         "100 %  done, 60.0 of 60 s",
     ]
+
+
+def test_a_video_without_an_end_shows_what_is_ready_and_no_share_of_it() -> None:
+    progress = Progress(video(seconds="endless", frames=None))
+    progress.take(chunk(0, 100.0), 1.0)
+    told = {"progress": 0, "chunks_ready": 1, "chunks_total": None, "eta_seconds": None}
+    progress.take(VideoEvent("progress", "1-0", told), 1.0)
+    progress.take(VideoEvent("prompt", "2-0", {"at": 3.5, "text": "a square"}), 1.0)
+    assert (progress.total_seconds, progress.fraction) == (None, 0.0)
+    assert progress.words(1.0) == ["1.0 s"]

@@ -38,7 +38,11 @@ COLLECTIONS = {
     ("POST", "/v1/webhook_secret/rotate"),
 }
 MAKING: set[tuple[str, str]] = {("POST", "/v1/videos")}
-BODIES: dict[tuple[str, str], Any] = {("POST", "/v1/videos"): {"prompt": "A blue ball", "seconds": 2}}
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/videos"): {"prompt": "A blue ball", "seconds": 2},
+    ("PATCH", "/v1/videos/{video_id}"): {"seconds": 60},
+    ("POST", "/v1/videos/{video_id}/prompts"): {"text": "A red ball"},
+}
 # What a signed URL opens.
 PLAYBACK = {
     "/v1/videos/{video_id}/content",

@@ -126,7 +126,7 @@ BAD = [
     ({"seconds": "NaN"}, "invalid_value", "seconds"),
     ({"seconds": "inf"}, "invalid_value", "seconds"),
     ({"seconds": "sixty"}, "invalid_value", "seconds"),
-    ({"seconds": "endless"}, "invalid_value", "seconds"),
+    ({"seconds": "forever"}, "invalid_value", "seconds"),
     ({"seconds": "   "}, "invalid_value", "seconds"),
     ({"seconds": ""}, "invalid_value", "seconds"),
     ({"seconds": "١"}, "invalid_value", "seconds"),
@@ -401,7 +401,7 @@ def test_cancelling_a_running_video_tells_its_worker(api: Api) -> None:
     api.worker.claim(video_id)
     answer = api.http.post(f"/v1/videos/{video_id}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (200, "in_progress")
-    assert api.worker.videos.cancel_requested(video_id, api.worker.fences[video_id])
+    assert api.worker.videos.controls(video_id, api.worker.fences[video_id]).cancel_requested
 
 
 def test_a_video_that_has_ended_cannot_be_cancelled(api: Api) -> None:

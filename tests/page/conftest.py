@@ -118,11 +118,11 @@ class Painter(threading.Thread):
             count = min(CHUNK_FRAMES, spec.frames - first)
             made_at = started + (first + count) / FPS / self.pace
             while time.monotonic() < made_at or (first + count) / FPS > self.hold_at:
-                if self.ending.wait(0.02) or self.store.cancel_requested(video_id, fence):
+                if self.ending.wait(0.02) or self.store.controls(video_id, fence).cancel_requested:
                     break
             if self.ending.is_set():
                 return
-            if self.store.cancel_requested(video_id, fence):
+            if self.store.controls(video_id, fence).cancel_requested:
                 self.store.finish(self._latest(video_id), fence, "cancelled")
                 return
             if "explode" in spec.prompt and index == 3:

@@ -74,15 +74,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_spec() -> Callable[..., VideoSpec]:
-    """A request to the stand-in model for `frames` frames."""
+    """A request to the stand-in model for `frames` frames, or an endless one."""
 
-    def make(frames: int = 40, *, prompt: str = "a circle", **fields: Any) -> VideoSpec:
+    def make(frames: int | None = 40, *, prompt: str = "a circle", **fields: Any) -> VideoSpec:
         given: dict[str, Any] = {
             "id": new_video_id(),
             "created_at": time.time(),
             "model": "stand-in",
             "prompts": (TimedPrompt(at=0, text=prompt),),
-            "seconds": frames / 24,
+            "seconds": None if frames is None else frames / 24,
             "fps": 24,
             "frames": frames,
             "width": 16,

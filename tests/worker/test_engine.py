@@ -43,7 +43,9 @@ def join(
     shape = model.geometry.latent_shape(*(size or model.geometry.default_size))
     state = WindowState.start(model.sampler, seed, shape, total=chunks)
     timeline = PromptTimeline(((0, prompt),))
-    return engine.add(state, engine.call(lambda m: Conditioning.encode(m, timeline, "")), capacity=capacity)
+    return engine.add(
+        state, Conditioning.encode(lambda text: model.encode_prompt([text]), timeline, ""), capacity=capacity
+    )
 
 
 def drain(track: Track) -> list[Emission]:
@@ -107,7 +109,11 @@ def test_one_video_equals_the_plain_loop_to_the_bit_and_carries_its_state(
         state = WindowState.from_tensors(*emission.state)
         engine = engines(model)
         timeline = PromptTimeline(((0, "a circle"),))
-        rest = drain(engine.add(state, Conditioning.encode(model, timeline, ""), capacity=2))
+        rest = drain(
+            engine.add(
+                state, Conditioning.encode(lambda text: model.encode_prompt([text]), timeline, ""), capacity=2
+            )
+        )
         assert [e.chunk for e in rest] == list(range(emission.chunk + 1, 6))
         for one, other in zip(rest, emissions[emission.chunk + 1 :], strict=True):
             assert torch.equal(one.latents, other.latents)
@@ -167,6 +173,55 @@ def test_an_error_in_a_shared_forward_fails_only_the_video_at_fault(stand_in: An
         drain(nan)
     thread.join(20)
     assert (joined(results[0]) - sample(model, "a circle", chunks=6, seed=1)).abs().max() < 1e-5
+
+
+def test_a_held_video_begins_no_chunk_and_goes_on_as_directed(
+    stand_in: Any, engines: Any, eventually: Any
+) -> None:
+    model = stand_in.StandIn()
+    engine = engines(model)
+    other = join(engine, seed=2, chunks=40, capacity=100)
+    model.hold.clear()
+    track = join(engine, chunks=100, capacity=100)
+    free = track.hold()
+    model.hold.set()
+    assert len(drain(other)) == 40  # it does not wait for the one that is held
+    assert track.hold() == free == track.state.next_chunk
+    assert track.undecided
+    timeline = PromptTimeline(((0, "a circle"), (free, "a square")))
+    known = track.conditioning
+    conditioning = Conditioning.encode(
+        lambda text: model.encode_prompt([text]), timeline, "", since=free - 1, known=known
+    )
+    engine.call(lambda _: track.direct(free + 4, conditioning, settled=True))
+    assert torch.equal(joined(drain(track)), sample(model, timeline, chunks=free + 4, seed=1))
+    assert not track.undecided
+    later = Conditioning.encode(
+        lambda text: model.encode_prompt([text]), timeline, "", since=free, known=conditioning
+    )
+    assert list(later.embeddings) == ["a square"], "what is not needed any more takes no memory"
+
+
+def test_a_video_with_an_open_length_waits_with_its_last_chunk_begun(
+    stand_in: Any, engines: Any, eventually: Any
+) -> None:
+    model = stand_in.StandIn()
+    engine = engines(model)
+    shape = model.geometry.latent_shape(16, 16)
+    state = WindowState.start(model.sampler, 1, shape, total=4)
+    conditioning = join(engine, chunks=1).conditioning
+    wake = threading.Event()
+    track = engine.add(state, conditioning, capacity=100, settled=False, wake=wake)
+    assert wake.wait(10)
+    eventually(lambda: track.state.shifts_next)
+    time.sleep(0.05)
+    assert (track.state.next_chunk, track.state.draining, track.undecided) == (4, False, True)
+    engine.call(lambda _: track.direct(7, conditioning, settled=False))
+    wake.clear()
+    assert wake.wait(10)
+    eventually(lambda: track.undecided)
+    engine.call(lambda _: track.direct(7, conditioning, settled=True))
+    assert torch.equal(joined(drain(track)), sample(model, "a circle", chunks=7, seed=1))
 
 
 def test_a_stopped_video_runs_no_further_forward(stand_in: Any, engines: Any, eventually: Any) -> None:

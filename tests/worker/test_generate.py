@@ -26,7 +26,7 @@ from app.storage.objects import (
 from worker import main as worker_main
 from worker import pipeline
 from worker.checkpoint import Manifest, unpack_latents
-from worker.generate import prompt_timeline
+from worker.direction import prompt_timeline
 from worker.media.assemble import probe
 from worker.models.registry import load_model
 from worker.pipeline import Layout
@@ -147,12 +147,12 @@ def test_prompts_begin_at_the_chunk_that_holds_their_second(work: Any) -> None:
     model = work.model()
     prompts = tuple(
         TimedPrompt(at=at, text=text)
-        for at, text in [(0, "a"), (0.3, "b"), (0.5, "c"), (1.0, "d"), (99, "never")]
+        for at, text in [(0, "a"), (0.3, "b"), (0.5, "c"), (1.0, "d"), (99, "later")]
     )
     spec: VideoSpec = work.spec(48, prompts=prompts)
     layout = Layout(spec.frames, 2, model.geometry)
-    # Frames 7, 12 and 24 lie in chunks 1, 1 and 3.
-    assert prompt_timeline(spec, layout).changes == ((0, "a"), (1, "c"), (3, "d"))
+    # Frames 7, 12 and 24 lie in chunks 1, 1 and 3; that behind the end counts if the video becomes longer.
+    assert prompt_timeline(spec, layout).changes == ((0, "a"), (1, "c"), (3, "d"), (297, "later"))
 
 
 def test_cancel_stops_soon_and_keeps_a_playable_part(work: Any, tmp_path: Path) -> None:
@@ -466,9 +466,9 @@ def test_a_worker_that_lost_its_fence_commits_nothing(work: Any) -> None:
     video = work.store.get(spec.id)
     assert video is not None
     assert (video.state.chunks_ready, video.state.worker) == (ready, "another")
-    assert not work.store.cancel_requested(spec.id, fence)
+    assert not work.store.controls(spec.id, fence).cancel_requested
     with pytest.raises(FenceLost):
-        work.store.cancel_requested(spec.id, "an older fence")
+        work.store.controls(spec.id, "an older fence")
 
 
 def test_two_slots_make_two_videos_in_shared_forwards(work: Any) -> None:

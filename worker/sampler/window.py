@@ -158,7 +158,14 @@ class PromptTimeline:
 
     def at(self, chunk: int) -> str:
         """Prompt in force when ``chunk`` is the newest of the window."""
-        return self.changes[bisect_right(self.changes, chunk, key=lambda change: change[0]) - 1][1]
+        return self.changes[self._place(chunk)][1]
+
+    def texts(self, since: int = 0) -> list[str]:
+        """Prompts in force from chunk ``since`` on, each once."""
+        return list(dict.fromkeys(text for _, text in self.changes[self._place(since) :]))
+
+    def _place(self, chunk: int) -> int:
+        return bisect_right(self.changes, chunk, key=lambda change: change[0]) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +320,11 @@ class WindowState:
     def newest_chunk(self) -> int:
         """Number of the chunk at the back of the window; decides the prompt (:class:`PromptTimeline`)."""
         return self.next_chunk - 1
+
+    @property
+    def shifts_next(self) -> bool:
+        """True when the next forward ends with a shift: a chunk enters the window, or the window shrinks."""
+        return self.stage == self.config.forwards_per_shift - 1
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

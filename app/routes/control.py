@@ -1,0 +1,96 @@
+"""A video that waits or is being made: cancel it, finish it, change its length, steer it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from app.context import Context, Ctx, no_video
+from app.errors import invalid
+from app.forms import read_body
+from app.jobs.job import Status, Video
+from app.jobs.store import VideoGone
+from app.routes.documentation import body, errors
+from app.schemas import SteerVideo, UpdateVideo, VideoObject
+from app.specification import parse
+from app.steering import ended, finish, steer, update
+
+router = APIRouter(prefix="/v1/videos/{video_id}", tags=["videos"])
+
+
+@router.post("/cancel", response_model=VideoObject, responses=errors(404, 409, 503), summary="Stop a video")
+def cancel_video(video_id: str, ctx: Ctx) -> VideoObject:
+    """A waiting video is cancelled at once; a running one stops at its next forward and keeps its chunks.
+
+    Cancelling it again changes nothing. A video that has completed or failed cannot be cancelled any more (409).
+    """
+    try:
+        video = ctx.videos.request_cancel(ctx.video(video_id).id)
+    except VideoGone as error:
+        raise no_video() from error
+    if video.state.status in (Status.COMPLETED, Status.FAILED):
+        raise ended(video)
+    return ctx.wire(video)[0]
+
+
+@router.post(
+    "/finish",
+    response_model=VideoObject,
+    responses=errors(404, 409, 503),
+    summary="Let a video come to its end",
+)
+def finish_video(video_id: str, ctx: Ctx) -> VideoObject:
+    """Ends an endless or long video gracefully: no further chunk is begun, those begun are finished.
+
+    The video completes with them and `seconds` becomes its true length. A video that waits or is paused after its
+    first chunks ends this way when it goes on; one that waits and has none cannot be finished (409
+    `video_not_started`). Finishing it again changes nothing.
+    """
+    return _ask(ctx, video_id, finish)
+
+
+@router.patch(
+    "",
+    response_model=VideoObject,
+    responses=errors(400, 404, 409, 413, 415, 503),
+    openapi_extra=body("UpdateVideo"),
+    summary="Change a video's length or labels",
+)
+async def update_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject:
+    """Makes a video that has not ended longer or shorter, or `endless`, or labels it anew.
+
+    The length can change until the last chunk is begun, some seconds of video before the end; after that it is a
+    409 `video_ending`. What is made already stays as it is, to the bit. A video does not become shorter than what is
+    begun of it: asked for less than that, it ends there, and `seconds` tells.
+    """
+    asked = parse(UpdateVideo, await read_body(request))
+    if not asked.model_fields_set:
+        raise invalid("There is nothing to change.", param=None, code="missing_required_parameter")
+    return await run_in_threadpool(_ask, ctx, video_id, lambda video: update(video, asked, ctx.settings))
+
+
+@router.post(
+    "/prompts",
+    response_model=VideoObject,
+    responses=errors(400, 404, 409, 413, 415, 503),
+    openapi_extra=body("SteerVideo"),
+    summary="Steer a video",
+)
+async def steer_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject:
+    """Changes what a video shows, from the next chunk that is begun, or from the one that holds second `at`.
+
+    It is in `pending_prompts` until the worker has settled on that chunk; then an event `prompt` tells the second, and
+    the prompt stands in `prompts`, in the place of an earlier one for the same chunk. The same timeline and seed give
+    the same video again. A prompt that comes too late for any chunk stays in `pending_prompts`.
+    """
+    asked = parse(SteerVideo, await read_body(request))
+    return await run_in_threadpool(_ask, ctx, video_id, lambda video: steer(video, asked, ctx.settings))
+
+
+def _ask(ctx: Context, video_id: str, change: Callable[[Video], Video]) -> VideoObject:
+    try:
+        return ctx.wire(ctx.videos.request(ctx.video(video_id).id, change))[0]
+    except VideoGone as error:
+        raise no_video() from error
