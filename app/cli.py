@@ -22,16 +22,21 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic_settings.exceptions import SettingsError
+from redis.exceptions import RedisError
 
 from app import __version__
 from app.auth import check_exposure
 from app.client import DEFAULT_URL, LongtakeClient, LongtakeError, NotAuthorized, ServiceError
 from app.embedded import EmbeddedRedisError, end, spawn
+from app.jobs.connection import connect
 from app.jobs.job import Status
+from app.jobs.store import VideoStore
 from app.keys import ApiKey, KeyFile, KeysError, redact
 from app.progress import Progress, ProgressDisplay, clock
+from app.recover import Found, recover
 from app.schemas import ModelObject, VideoObject
 from app.settings import Settings
+from app.storage import StorageError, store_of
 from app.supervisor import BAD_USAGE, Supervisor, UpError, longtake_command
 
 INTERRUPTED = 130
@@ -205,6 +210,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _model_flag(worker)
 
+    recover = command(
+        "recover",
+        _recover,
+        "restore the records of all videos from the bucket, after Redis was lost",
+        "\nWhat Redis knows as well or better stays as it is, so this can be run at any time, also\n"
+        "twice, and while the service works. Videos that have ended come first; unfinished ones go\n"
+        "back in line. One line per video; exit code 1 when one of them needs a person to look.",
+        "LONGTAKE_REDIS_URL=redis://queue:6379/0 longtake recover --dry-run",
+    )
+    recover.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    recover.add_argument("--quiet", action="store_true", help="no lines for videos that are fine")
+
     webhooks = command(
         "webhooks",
         _webhooks,
@@ -349,6 +366,33 @@ def _worker(options: argparse.Namespace) -> int:
         raise CommandError(f"a worker needs `pip install 'longtake[worker]'` ({error})", BAD_USAGE) from error
     code: int = module.main(settings)
     return code
+
+
+def _recover(options: argparse.Namespace) -> int:
+    settings = _settings()
+    if settings.redis_url is None:
+        raise CommandError(
+            "LONGTAKE_REDIS_URL is not set; `longtake up` recovers its own folder by itself",
+            BAD_USAGE,
+        )
+
+    def tell(found: Found) -> None:
+        if found.problem or not options.quiet:
+            print(found, flush=True)
+
+    store = VideoStore(
+        connect(settings.redis_url.get_secret_value()),
+        origin=(settings.public_url or "").rstrip("/"),
+        max_events=settings.max_events,
+    )
+    try:
+        summary = recover(store, store_of(settings), dry_run=options.dry_run, tell=tell)
+    except RedisError as error:
+        raise CommandError(f"Redis is not reachable ({type(error).__name__}); run it again") from error
+    except StorageError as error:
+        raise CommandError(f"{error}; run it again") from error
+    print(f"{'would be: ' if options.dry_run else ''}{summary}")
+    return 1 if summary.problems else 0
 
 
 def _webhooks(options: argparse.Namespace) -> int:

@@ -50,6 +50,7 @@ class Context:
             max_events=settings.max_events,
             max_queued=settings.max_queued,
             idempotency_seconds=settings.idempotency_seconds,
+            keep_seconds=settings.keep_seconds,
         )
         self.events = EventHub(
             url, heartbeat_seconds=settings.sse_heartbeat_seconds, queue_limit=settings.sse_client_queue

@@ -10,6 +10,7 @@ from typing import Any
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
+from app.jobs.migrations import RecordError
 from app.keys import redact
 from app.storage.objects import (
     InvalidKey,
@@ -139,6 +140,11 @@ def quoted(text: str) -> str:
 def from_redis(_error: RedisError) -> APIError:
     """What a client is told while Redis is away."""
     return unavailable("The job store is not available right now. Try again soon.", code="redis_unavailable")
+
+
+def from_record(error: RecordError) -> APIError:
+    """What a client is told of a video whose record this server cannot read."""
+    return APIError(500, str(error), code="record_unreadable", type="server_error")
 
 
 def from_storage(error: StorageError) -> APIError:

@@ -27,9 +27,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app import __version__
 from app.auth import Authenticate, check_exposure, is_public
 from app.context import Context
-from app.errors import APIError, from_redis, from_status, from_storage, from_validation, not_found
+from app.errors import (
+    APIError,
+    from_record,
+    from_redis,
+    from_status,
+    from_storage,
+    from_validation,
+    not_found,
+)
+from app.jobs.migrations import RecordError
 from app.logs import configure_logging
 from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
+from app.removal import Sweeper
 from app.routes import chunks, control, events, operations, page, reference, videos, webhooks
 from app.routes.documentation import errors
 from app.schemas import CreateVideo, SteerVideo, UpdateVideo
@@ -76,10 +86,13 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         await context.events.start()
+        sweeper = Sweeper(context.videos, lambda: context.objects, settings.sweep_seconds)
+        sweeper.start()
         await sender.start()
         yield
         await sender.close()
         await context.events.close()
+        await anyio.to_thread.run_sync(sweeper.stop)
         await context.events.disconnect()
 
     app = FastAPI(
@@ -234,6 +247,10 @@ def _handle_errors(app: FastAPI) -> None:
         log.warning("Redis is away: %s", type(error).__name__)
         return from_redis(error).response()
 
+    async def unreadable(_request: Request, error: RecordError) -> Response:
+        log.error("a record cannot be read: %s (%s)", error, error.__cause__)
+        return from_record(error).response()
+
     async def stored(_request: Request, error: StorageError) -> Response:
         answer = from_storage(error)
         if answer.status >= 500:
@@ -258,6 +275,7 @@ def _handle_errors(app: FastAPI) -> None:
     handlers: dict[type[Exception], Any] = {
         APIError: known,
         RedisError: away,
+        RecordError: unreadable,
         StorageError: stored,
         HTTPException: refused,
         RequestValidationError: malformed,

@@ -409,6 +409,7 @@ def video_object(
         progress=video.progress,
         created_at=int(spec.created_at),
         completed_at=None if state.completed_at is None else int(state.completed_at),
+        expires_at=None if state.expires_at is None else int(state.expires_at),
         prompt=spec.prompt,
         prompts=list(spec.prompts),
         pending_prompts=list(state.pending_prompts),

@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Largest JSON or form body without a file.")
     max_queued: int = Field(1000, ge=1, description="Videos waiting; more are refused with 429.")
     idempotency_seconds: int = Field(24 * 3600, ge=60)
+    keep_seconds: float = Field(
+        0.0, ge=0, description="A video and its files are removed this long after it has ended; 0: never."
+    )
+    sweep_seconds: float = Field(
+        60.0, gt=0, description="How often each API process looks for videos whose time is up."
+    )
     max_events: int = Field(20_000, ge=100, description="Events kept per video for replay.")
 
     # Webhooks.
@@ -144,6 +150,12 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="Starts of a video that kills its worker, then it fails.")
     stall_seconds: float = Field(
         600.0, gt=0, description="No forward for this long ends the worker process; another continues."
+    )
+    black_chunks: int = Field(
+        3,
+        ge=0,
+        description="This many chunks in a row with nothing but black in them are a failure of the model; "
+        "0: never, for models that are asked for black.",
     )
     manifest_seconds: float = Field(5.0, ge=0, description="Least time between two manifest rewrites.")
     retry_max_seconds: float = Field(

@@ -31,8 +31,10 @@ from app.embedded import EmbeddedRedis, EmbeddedRedisError, spawn
 from app.jobs.connection import Connection, connect
 from app.jobs.queue import leases_key
 from app.jobs.store import ACTIVE_KEY, RECONCILED_KEY, VideoStore, worker_key
+from app.recover import recover
 from app.settings import Settings
 from app.signals import Signals
+from app.storage import StorageError, store_of
 
 # Exit codes with which a worker says that starting it again is of no use; the reason is its last line.
 BAD_USAGE = 2
@@ -247,7 +249,10 @@ class Supervisor:
                 raise UpError(str(error)) from error
             self._begin("redis", redis.start, _REDIS_SECONDS)
             redis_url = redis.url
-        self.store = VideoStore(connect(redis_url, timeout_seconds=1.0, retries=0))
+        self.store = VideoStore(
+            connect(redis_url, timeout_seconds=1.0, retries=0), origin=(settings.public_url or "").rstrip("/")
+        )
+        self._restore()
         self._take_back()
         env = {
             **os.environ,
@@ -285,6 +290,27 @@ class Supervisor:
                 return spawn(longtake_command(command), env=env, output=log)
 
         return begin
+
+    def _restore(self) -> None:
+        """Fills an empty Redis from the objects, where both are of this folder: its data was lost.
+
+        Objects elsewhere may be those of another service, which is making them.
+        """
+        if self.settings.redis_url is not None or self.settings.storage_url is not None:
+            return
+        redis: Connection = self.store.redis
+        try:
+            if redis.dbsize():
+                return
+            objects = store_of(self.settings.model_copy(update={"data_dir": self.folder.path}))
+            found = recover(
+                self.store, objects, tell=lambda one: self.warn(str(one)) if one.problem else None
+            )
+        except (RedisError, StorageError) as error:
+            self.warn(f"videos made before were not looked for: {error}")
+            return
+        if any(found.outcomes.values()):
+            self.warn(f"Redis was empty; from the files of {self.folder.path}: {found}")
 
     def _take_back(self) -> None:
         """Puts videos back in line that dead workers had, without waiting for their leases to run out.

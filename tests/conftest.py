@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -94,6 +95,20 @@ def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Se
         return Settings(**{"data_dir": tmp_path / "data", **overrides})
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB. Mounting one takes root."""
+    point = tmp_path / "small"
+    point.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", point], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield point
+    subprocess.run(["umount", "-l", point], check=True)
 
 
 @pytest.fixture

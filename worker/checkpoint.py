@@ -1,4 +1,4 @@
-"""What must be saved to continue a video bit for bit, and the manifest that outlives Redis.
+"""What must be saved to continue a video bit for bit.
 
 After each chunk three objects beside the segment make a continuation possible: the window's state as the chunk left
 it (`checkpoints/N`), and the emitted latents of this and earlier chunks (`latents/N`), whose last few are replayed
@@ -9,17 +9,15 @@ checkpoint: a worker with other settings continues a video as it was begun.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from app.jobs.job import SCHEMA_VERSION, ChunkRecord, Video, VideoSpec, VideoState
 from worker.media.encode import EncoderSettings
 from worker.models.base import StreamedDecoder
 from worker.sampler.window import WindowState
@@ -28,7 +26,11 @@ CHECKPOINT_SCHEMA: Final = 1
 
 
 class CheckpointError(Exception):
-    """A stored state that cannot be continued: damaged, or of another schema version."""
+    """A stored state that cannot be continued."""
+
+
+class CheckpointTooNew(Exception):
+    """A newer version of the software began the video. What this one samples could differ, so it does not go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,13 @@ def pack_checkpoint(
 
 
 def unpack_checkpoint(data: bytes, device: torch.device | str) -> Checkpoint:
-    """Raises `CheckpointError`."""
+    """Raises `CheckpointError`, also for an older schema: that costs work and no bits. Raises `CheckpointTooNew`."""
     try:
         tensors = safetensors.load(data)
         facts = json.loads(_metadata(data)["longtake"])
         if facts["schema"] != CHECKPOINT_SCHEMA:
-            raise CheckpointError(
-                f"the checkpoint has schema {facts['schema']}, this version reads {CHECKPOINT_SCHEMA}"
-            )
+            message = f"the checkpoint has schema {facts['schema']}, this version reads {CHECKPOINT_SCHEMA}"
+            raise (CheckpointTooNew if facts["schema"] > CHECKPOINT_SCHEMA else CheckpointError)(message)
         return Checkpoint(
             chunk=facts["chunk"],
             window=WindowState.from_tensors(tensors, facts["window"], device),
@@ -94,37 +95,6 @@ def replay(decoder: StreamedDecoder, chunk: int, chunk_latents: int, load: Calla
     needed = -(-decoder.memory_latents // chunk_latents)
     first = max(0, chunk + 1 - needed)
     decoder.replay(torch.cat([load(number) for number in range(first, chunk + 1)], dim=2))
-
-
-class Manifest(BaseModel):
-    """A video's durable record: enough to restore it, and to go on with it, without Redis."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int = SCHEMA_VERSION
-    spec: VideoSpec
-    state: VideoState
-    chunks: tuple[ChunkRecord, ...]
-
-    @classmethod
-    def of(cls, video: Video, chunks: Sequence[ChunkRecord]) -> Manifest:
-        return cls(spec=video.spec, state=video.state, chunks=tuple(chunks))
-
-    def to_json(self) -> bytes:
-        return self.model_dump_json().encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Manifest:
-        """Raises `CheckpointError`, also for a manifest of another schema version."""
-        try:
-            version: Any = json.loads(data).get("schema_version")
-            if version != SCHEMA_VERSION:
-                raise CheckpointError(
-                    f"the manifest has schema {version}, this version reads {SCHEMA_VERSION}"
-                )
-            return cls.model_validate_json(data)
-        except (ValidationError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"the manifest cannot be read: {error}") from error
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -23,17 +23,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from worker.models.base import VideoModel
+from worker.models.base import InvalidOutput, VideoModel
 from worker.sampler.progressive import step
 from worker.sampler.window import PromptTimeline, WindowState
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class InvalidOutput(Exception):
-    """The model made latents that are not finite numbers."""
 
 
 class Stopped(Exception):

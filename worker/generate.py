@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal
 
@@ -15,17 +15,25 @@ from redis.exceptions import RedisError
 from torch import Tensor
 
 from app.jobs.job import JobError, Video, VideoSpec
+from app.jobs.migrations import RecordError
 from app.jobs.store import Event, FenceLost, VideoGone, VideoStore
 from app.settings import Settings
 from app.storage import ObjectNotFound, ObjectStore, StorageError
 from app.storage.objects import checkpoint_key, latents_key, video_prefix
-from worker.checkpoint import Checkpoint, CheckpointError, replay, unpack_checkpoint, unpack_latents
+from worker.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointTooNew,
+    replay,
+    unpack_checkpoint,
+    unpack_latents,
+)
 from worker.direction import directed, first_open_chunk, prompt_timeline
-from worker.engine import Conditioning, Engine, InvalidOutput, Stopped, Track
+from worker.engine import Conditioning, Engine, Stopped, Track
 from worker.media.assemble import AssemblyError
 from worker.media.encode import EncoderSettings, EncodingError
-from worker.models.base import StreamedDecoder, VideoModel
-from worker.pipeline import Layout, Patience, Pipeline, StageError, chunk_number, conclude
+from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
+from worker.pipeline import BlackFrames, Layout, Patience, Pipeline, StageError, chunk_number, conclude
 from worker.sampler.window import SamplerConfig, WindowState
 
 log = logging.getLogger(__name__)
@@ -37,11 +45,18 @@ RELEASE_SECONDS = 1.0
 SPEED_WEIGHT = 0.2
 
 
+# Code of the fault after which a process is not used any more.
+OUT_OF_MEMORY = "out_of_memory"
+
+# How libraries say it that have no error of their own for it.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+
+
 class Outcome(Enum):
     """What becomes of the job in the transport."""
 
     DONE = "done"
-    """The video is in a terminal state or deleted."""
+    """The video is in a terminal state, deleted, or nothing that this version can read."""
     FRONT = "front"
     """Given back unharmed: to be continued before any other."""
     BACK = "back"
@@ -73,6 +88,8 @@ class Runtime:
     engine: Engine
     worker: str
     shutdown: threading.Event
+    spoiled: threading.Event = field(default_factory=threading.Event)
+    """Set, then `shutdown`, when the process has run out of memory: a new one starts with all of it."""
 
 
 def chunk_layout(spec: VideoSpec, model: VideoModel, settings: Settings) -> Layout:
@@ -125,6 +142,11 @@ class Generation:
     def _patience(self, stop: threading.Event, **options: Any) -> Patience:
         return Patience(stop, max_seconds=self._settings.retry_max_seconds, log=self._log, **options)
 
+    def decoding_seconds(self) -> float:
+        """How long the decoder has been at one chunk; 0 when it is at none."""
+        running = self._running
+        return 0.0 if running is None else running.pipeline.decoding_seconds()
+
     def run(self) -> Outcome:
         """Does everything that can be done for the video here and says what becomes of its job."""
         try:
@@ -134,6 +156,9 @@ class Generation:
             return Outcome.DROPPED
         except VideoGone:
             return self._gone()
+        except RecordError as error:
+            self._log.error("not a video for this worker: %s (%s)", error, error.__cause__)
+            return Outcome.DONE
         except _Preempted:
             return self._release(count_attempt=False, outcome=Outcome.FRONT)
         except Stopped:
@@ -152,7 +177,7 @@ class Generation:
                 message=f"The video was started {self._settings.max_attempts} times in a row without getting "
                 "any further: each time the worker was lost.",
             )
-            return self._fail(video, error)
+            return self._fail(error)
         self._log.info(
             "claimed: %s, %s frames at %d fps, %d chunks are ready, attempt %d",
             video.spec.size, video.spec.frames or "endless", video.spec.fps, video.state.chunks_ready,
@@ -161,8 +186,8 @@ class Generation:
         try:
             self._make(video)
         except InvalidRequest as error:
-            return self._fail(video, JobError(code="invalid_request", message=str(error)))
-        except (FenceLost, VideoGone, Stopped, _Preempted):
+            return self._fail(JobError(code="invalid_request", message=str(error)))
+        except (FenceLost, VideoGone, RecordError, Stopped, _Preempted):
             raise
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
             return self._failed(error)
@@ -226,6 +251,7 @@ class Generation:
             wake=self.wake,
             stage_queue=self._settings.stage_queue,
             manifest_seconds=self._settings.manifest_seconds,
+            black_chunks=self._settings.black_chunks,
             log=self._log,
         )
         progress = _Progress(video, track, pipeline, self._settings.progress_seconds)
@@ -357,7 +383,9 @@ class Generation:
 
     # -- ending it --------------------------------------------------------------------------------------
 
-    def _conclude(self, status: Literal["completed", "cancelled"]) -> None:
+    def _conclude(
+        self, status: Literal["completed", "cancelled", "failed"], error: JobError | None = None
+    ) -> None:
         video = self._when_redis_answers(lambda: self._store.get(self._video_id))
         if video is None:
             raise VideoGone(self._video_id)
@@ -372,12 +400,13 @@ class Generation:
                     video=video,
                     fence=self._fence,
                     status=status,
+                    error=error,
                     store=self._store,
                     objects=self._runtime.objects,
                     patience=patience,
                 )
-            except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
-                errors.append(error)
+            except Exception as problem:  # noqa: BLE001 - kept for the video it belongs to
+                errors.append(problem)
             finally:
                 ended.set()
                 self.wake.set()
@@ -386,10 +415,10 @@ class Generation:
         thread.start()
         try:
             self._attend(ended.is_set, concluding=True)
-        except BaseException as error:
+        except BaseException as problem:
             if not ended.is_set():
                 stop.set()
-                thread.join(RELEASE_SECONDS if isinstance(error, _Preempted) else None)
+                thread.join(RELEASE_SECONDS if isinstance(problem, _Preempted) else None)
                 raise
         thread.join()
         if errors:
@@ -403,13 +432,18 @@ class Generation:
         video = self._when_redis_answers(lambda: self._store.get(self._video_id))
         if video is None:
             raise VideoGone(self._video_id)
-        if video.state.barren_attempts < self._settings.max_attempts:
-            return self._release(count_attempt=True, outcome=Outcome.BACK)
-        return self._fail(video, JobError(code=code, message=message))
+        try:
+            if video.state.barren_attempts < self._settings.max_attempts:
+                return self._release(count_attempt=True, outcome=Outcome.BACK)
+            return self._fail(JobError(code=code, message=message))
+        finally:
+            if code == OUT_OF_MEMORY:
+                self._runtime.spoiled.set()
+                self._runtime.shutdown.set()
 
-    def _fail(self, video: Video, error: JobError) -> Outcome:
+    def _fail(self, error: JobError) -> Outcome:
         self._log.error("failed (%s): %s", error.code, error.message)
-        self._when_redis_answers(lambda: self._store.finish(video, self._fence, "failed", error=error))
+        self._conclude("failed", error)
         return Outcome.DONE
 
     def _release(self, *, count_attempt: bool, outcome: Outcome) -> Outcome:
@@ -536,11 +570,18 @@ class _Progress:
 
 def fault(error: BaseException) -> tuple[str, str]:
     """Stable code and client's message of an error that ended an attempt. Details belong in the log only."""
+    if ran_out_of_memory(error):
+        return OUT_OF_MEMORY, "The worker ran out of memory while making this video."
     match error:
+        case BlackFrames():
+            return "black_frames", "The model made nothing but black frames."
         case InvalidOutput():
             return "invalid_output", "The model produced values that are not a picture (not finite numbers)."
-        case torch.OutOfMemoryError():
-            return "out_of_memory", "The worker ran out of memory while making this video."
+        case CheckpointTooNew():
+            return (
+                "newer_version",
+                "The video was begun by a newer version of longtake, which has to finish it.",
+            )
         case EncodingError():
             return "encoding_failed", "The frames could not be encoded."
         case AssemblyError():
@@ -553,10 +594,21 @@ def fault(error: BaseException) -> tuple[str, str]:
             return "model_error", "The model failed while making this video."
 
 
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that there was no memory left on the GPU or the CPU."""
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _root(error: BaseException) -> Exception:
     """What a stage's error is about: the cause where it has a meaning of its own, else the stage's error."""
     cause = error.__cause__
-    known = (InvalidOutput, torch.OutOfMemoryError, EncodingError, AssemblyError, StorageError)
+    known = (InvalidOutput, EncodingError, AssemblyError, StorageError)
     if isinstance(cause, (FenceLost, VideoGone, *known)):
         return cause
     assert isinstance(error, Exception)

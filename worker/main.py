@@ -46,6 +46,7 @@ EXIT_OK = 0
 EXIT_BAD_SETTINGS = 2
 EXIT_NO_MODEL = 3
 EXIT_STALLED = 70
+EXIT_OUT_OF_MEMORY = 71
 
 # How long an idle slot waits before it looks at the queues again.
 IDLE_SECONDS = 0.1
@@ -275,7 +276,7 @@ class Process:
         ]
 
     def run(self, signals: Signals | None) -> int:
-        """Until there is a signal, or the shutdown flag is set; returns the exit code."""
+        """Until there is a signal, or the shutdown flag is set (also where memory ran out); returns the exit code."""
         shutdown = self._runtime.shutdown
         for target, name in ((self._beat, "heartbeat"), (self._watch, "watchdog")):
             threading.Thread(target=target, name=name, daemon=True).start()
@@ -295,21 +296,23 @@ class Process:
         self._runtime.engine.close(timeout_seconds=0.5)
         with suppress(RedisError):
             self._runtime.store.worker_gone(self._runtime.worker)
+        if self._runtime.spoiled.is_set():
+            log.critical("ran out of memory; ending this process, so that a new one starts with all of it")
+            return EXIT_OUT_OF_MEMORY
         return EXIT_OK
 
     def _beat(self) -> None:
         """Renews the leases and the liveness of this worker, and looks for videos that others have lost."""
         settings, runtime = self._settings, self._runtime
         pause = min(settings.heartbeat_seconds, settings.lease_seconds / CHECKS_PER_LEASE)
-        announced, known, away = float("-inf"), False, False
+        announced, away = float("-inf"), False
         while not runtime.shutdown.is_set():
             try:
-                if not known:
-                    runtime.store.register_model(self._card)
-                    known = True
                 if time.monotonic() - announced >= settings.heartbeat_seconds:
                     for slot in self._slots:
                         slot.hold()
+                    # Every time: Redis may have come back without its data between two heartbeats.
+                    runtime.store.register_model(self._card)
                     runtime.store.worker_alive(runtime.worker, self._info(), settings.lease_seconds)
                     announced = time.monotonic()
                 for video_id in runtime.store.reconcile(settings.lease_seconds):
@@ -320,8 +323,7 @@ class Process:
             except RedisError as error:
                 if not away:
                     log.warning("Redis is not reachable (%s)", type(error).__name__)
-                # A Redis that lost its data has to be told again.
-                away, known = True, False
+                away = True
             runtime.shutdown.wait(pause)
 
     def _info(self) -> dict[str, Any]:
@@ -336,12 +338,19 @@ class Process:
         }
 
     def _watch(self) -> None:
-        """Ends the process when a forward hangs, and its videos go to another worker: a hung GPU still heartbeats."""
+        """Ends the process when a forward or decoder hangs: a hung GPU still heartbeats. Another worker goes on."""
         limit, engine = self._settings.stall_seconds, self._runtime.engine
         while not self._runtime.shutdown.wait(min(1.0, limit / 4)):
-            if engine.alive and engine.busy_seconds() <= limit:
+            generations = [slot.generation for slot in self._slots]
+            decoding = max(0.0 if one is None else one.decoding_seconds() for one in generations)
+            if not engine.alive:
+                reason = "the engine has failed"
+            elif engine.busy_seconds() > limit:
+                reason = f"no forward has finished for {limit:.0f} s"
+            elif decoding > limit:
+                reason = f"the decoder has been at one chunk for {limit:.0f} s"
+            else:
                 continue
-            reason = f"no forward has finished for {limit:.0f} s" if engine.alive else "the engine has failed"
             log.critical("%s; ending this process", reason)
             logging.shutdown()
             os._exit(EXIT_STALLED)
@@ -407,7 +416,12 @@ def serve(
         if objects is None:
             return EXIT_OK
         url = settings.redis_url.get_secret_value()
-        store = VideoStore(connect(url), origin=settings.public_url or "", max_events=settings.max_events)
+        store = VideoStore(
+            connect(url),
+            origin=settings.public_url or "",
+            max_events=settings.max_events,
+            keep_seconds=settings.keep_seconds,
+        )
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         count = choose_slots(settings.slots, model)
         runtime = Runtime(settings, store, objects, model, Engine(model, batch=count), name, shutdown)

@@ -15,15 +15,16 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from redis.exceptions import RedisError
 
-from app.jobs.job import ChunkRecord, Status, Video, VideoSpec
+from app.jobs.job import ChunkRecord, JobError, Status, Video, VideoSpec
+from app.jobs.manifest import Manifest
 from app.jobs.store import VideoGone, VideoStore
 from app.storage import ObjectStore, StorageError, StoreFull, StoreMisconfigured
 from app.storage.objects import (
@@ -37,11 +38,11 @@ from app.storage.objects import (
     thumbnail_key,
     video_prefix,
 )
-from worker.checkpoint import Manifest, pack_checkpoint, pack_latents
+from worker.checkpoint import pack_checkpoint, pack_latents
 from worker.engine import Emission, Stopped, Track
 from worker.media.assemble import AssemblyError, assemble_final, spritesheet
 from worker.media.encode import EncoderSettings, encode_chunk
-from worker.models.base import Geometry, StreamedDecoder, VideoFrames
+from worker.models.base import Geometry, InvalidOutput, StreamedDecoder, VideoFrames
 
 T = TypeVar("T")
 
@@ -53,6 +54,12 @@ KEEP_CHECKPOINT_SECONDS = 5.0
 MANIFEST_SHARE = 0.05
 
 THUMBNAIL_WIDTH = 640
+
+# A pixel up to this value of 255 counts as black: decoders are off by one or two.
+BLACK_LEVEL = 2
+
+# Most chunks are told from black ones by one pixel in this many squared.
+_BLACK_STRIDE = 8
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -223,6 +230,16 @@ class _Encoded:
     checkpoint: bytes
 
 
+class BlackFrames(InvalidOutput):
+    """The model has made nothing but black for longer than a video is."""
+
+
+def is_black(frames: VideoFrames) -> bool:
+    """Whether no pixel of the uint8 frames ``(T, H, W, 3)`` is lighter than `BLACK_LEVEL`."""
+    sample = frames[:, ::_BLACK_STRIDE, ::_BLACK_STRIDE]
+    return int(sample.max()) <= BLACK_LEVEL and int(frames.max()) <= BLACK_LEVEL
+
+
 class StageError(Exception):
     """A stage failed for good; `__cause__` says why."""
 
@@ -240,15 +257,14 @@ class Archive:
         self._named: int | None = None
         self._due = 0.0
 
-    def write_manifest(self, *, status: Status | None = None, seconds: float = 0.0) -> None:
-        """Writes the record as Redis has it now (with another status, if given); not again within `seconds`."""
+    def write_manifest(self, changes: Mapping[str, Any] | None = None, *, seconds: float = 0.0) -> None:
+        """Writes the record as Redis has it now (with changes to its state, if given); not again within `seconds`."""
         started = time.monotonic()
         video = self._patience(lambda: self._store.get(self._spec.id))
         if video is None:
             raise VideoGone(self._spec.id)
-        if status is not None:
-            changes = {"status": status, "completed_at": time.time(), "stalled": None}
-            video = Video(spec=video.spec, state=video.state.model_copy(update=changes))
+        if changes is not None:
+            video = Video(spec=video.spec, state=video.state.model_copy(update=dict(changes)))
         chunks = self._patience(lambda: self._store.chunks(video.id, 0, video.state.chunks_ready))
         manifest = Manifest.of(video, chunks).to_json()
         self._patience(lambda: self._objects.put(manifest_key(video.id), manifest))
@@ -311,6 +327,7 @@ class Pipeline:
         wake: threading.Event,
         stage_queue: int,
         manifest_seconds: float,
+        black_chunks: int,
         log: Log,
     ) -> None:
         """`decoder` stands where `track` does, which may be before `next_chunk`: what comes before is not written."""
@@ -326,6 +343,8 @@ class Pipeline:
         self._archive = Archive(spec, store, objects, patience)
         self._stop, self._wake = stop, wake
         self._manifest_seconds = manifest_seconds
+        self._black_chunks = black_chunks
+        self._decoding_since: float | None = None
         self._log = log
         self._frames: Channel[_Decoded] = Channel(stage_queue)
         self._segments: Channel[_Encoded] = Channel(stage_queue)
@@ -342,6 +361,11 @@ class Pipeline:
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
+
+    def decoding_seconds(self) -> float:
+        """How long the decoder has been at the chunk it is at; 0 when it is at none."""
+        since = self._decoding_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def stop(self) -> None:
         """Ends all stages as soon as what they are in the middle of is done."""
@@ -376,15 +400,33 @@ class Pipeline:
     # -- the stages -------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
+        # Black chunks are held back until a picture follows: a failure is never shown, and an attempt that ends in
+        # one has committed nothing, so the next one finds it again, and the attempts come to an end.
+        black: list[_Decoded] = []
         with torch.inference_mode():
             while (emission := self._track.take()) is not None:
-                frames = self._decoder.push(emission.latents)
+                self._decoding_since = time.monotonic()
+                try:
+                    frames = self._decoder.push(emission.latents)
+                finally:
+                    self._decoding_since = None
                 if emission.chunk < self._next_chunk:
                     continue
                 wanted = self.layout.frames_of(emission.chunk)
                 if len(frames) < wanted:
                     raise ValueError(f"the decoder gave {len(frames)} frames where {wanted} were due")
-                self._frames.put(_Decoded(emission, frames[:wanted]))
+                decoded = _Decoded(emission, frames[:wanted])
+                if self._black_chunks and is_black(decoded.frames):
+                    black.append(decoded)
+                    if len(black) == self._black_chunks:
+                        raise BlackFrames(f"chunks {black[0].emission.chunk} to {emission.chunk} are black")
+                    continue
+                for earlier in black:
+                    self._frames.put(earlier)
+                black.clear()
+                self._frames.put(decoded)
+            for last in black:
+                self._frames.put(last)
         self._frames.close()
 
     def _encode(self) -> None:
@@ -440,17 +482,23 @@ def conclude(
     *,
     video: Video,
     fence: str,
-    status: Literal["completed", "cancelled"],
+    status: Literal["completed", "cancelled", "failed"],
+    error: JobError | None = None,
     store: VideoStore,
     objects: ObjectStore,
     patience: Patience,
 ) -> None:
     """Makes one MP4 of the committed chunks, its stills and the last manifest, then ends the video.
 
-    A cancelled video keeps what was made of it. Raises `AssemblyError`, `FenceLost`, `VideoGone` and `Stopped`.
+    A cancelled video keeps what was made of it; of one that failed only the chunks stay. The manifest tells the end
+    before the record does, so no end that a client has seen is ever taken back. Raises `AssemblyError`, `FenceLost`,
+    `VideoGone` and `Stopped`.
     """
+    archive = Archive(video.spec, store, objects, patience)
     final_bytes: int | None = None
-    if video.state.chunks_ready:
+    if status == "cancelled":
+        archive.write_manifest()  # joining takes a while; the wish is kept meanwhile
+    if status != "failed" and video.state.chunks_ready:
         with tempfile.TemporaryDirectory(prefix="longtake-") as folder:
             path = Path(folder) / "video.mp4"
             patience(lambda: _assemble(video, path, objects, patience))
@@ -462,10 +510,15 @@ def conclude(
             patience(lambda: objects.put(thumbnail_key(video.id), still))
             patience(lambda: objects.put(spritesheet_key(video.id), sheet))
     patience(lambda: store.update(video.id, fence, final_bytes=final_bytes))
-    archive = Archive(video.spec, store, objects, patience)
-    archive.write_manifest(status=Status(status))
-    archive.prune(video.state.checkpoint)
-    patience(lambda: store.finish(video, fence, status, final_bytes=final_bytes))
+    ending = store.ending()
+    try:
+        archive.write_manifest({**ending, "status": Status(status), "error": error, "stalled": None})
+        archive.prune(video.state.checkpoint)
+    except StorageError:
+        # A video may fail because of the very store that refuses this.
+        if status != "failed":
+            raise
+    patience(lambda: store.finish(video, fence, status, error=error, final_bytes=final_bytes, **ending))
 
 
 def _assemble(video: Video, path: Path, objects: ObjectStore, patience: Patience) -> None:

@@ -25,7 +25,6 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.jobs.connection import Connection
-from app.jobs.job import Status
 from app.jobs.store import VideoGone, events_key, video_key
 
 log = logging.getLogger(__name__)
@@ -287,7 +286,7 @@ class EventHub:
         status, tip, entries = await pipe.execute()
         if status is None:
             raise VideoGone(watch.video_id)
-        watch.finished = Status(status.decode().strip('"')).terminal
+        watch.finished = status.strip(b'"') in _TERMINAL
         # An id from after the newest event can only come from a Redis that lost its last second: go on from here.
         watch.last = min(watch.last, _parsed(tip[0][0])) if tip else (0, 0)
         _set_page(watch, entries)

@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version of every stored record; `app.jobs.migrations` reads the older ones."""
 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -109,6 +110,7 @@ class ChunkRecord(_Frozen):
     bytes: int = Field(gt=0)
     sha256: str
     created_at: float
+    schema_version: int = SCHEMA_VERSION
 
     def start_seconds(self, fps: int) -> float:
         return self.first_frame / fps
@@ -132,6 +134,7 @@ class VideoState(_Frozen):
     started_at: float | None = None
     first_chunk_at: float | None = None
     completed_at: float | None = None
+    expires_at: float | None = Field(None, description="When a video that has ended may be removed.")
     chunks_total: int | None = None
     chunks_ready: int = 0
     frames_ready: int = 0
@@ -210,6 +213,7 @@ class ModelCard(_Frozen):
     prompt_tokens: int
     created_at: float
     example_prompts: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def levels(self) -> int:

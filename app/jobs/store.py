@@ -10,6 +10,7 @@
 | longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
 | longtake:idempotency:{owner}:{k} | string | JSON `{"digest", "id"}`, expires                                   |
 | longtake:active                  | hash   | id of every video not in a terminal state -> name of its RQ queue  |
+| longtake:expiring                | zset   | id of every video that has ended and will expire -> `expires_at`   |
 | longtake:reconciled              | string | held by the worker that looked last for lost videos, expires       |
 | longtake:deleted:{id}            | string | the video was deleted, not lost: its objects may go; expires       |
 | longtake:models                  | hash   | model name -> `ModelCard` JSON, written by workers                 |
@@ -35,13 +36,17 @@ sees that the `revision` is another one and settles in one transaction from whic
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
+from pydantic import ValidationError
 from redis.exceptions import WatchError
+from rq.job import Job
 
 from app.jobs import queue
 from app.jobs.connection import Connection
@@ -62,6 +67,8 @@ from app.jobs.job import (
     VideoSpec,
     VideoState,
 )
+from app.jobs.manifest import Manifest
+from app.jobs.migrations import RecordDamaged, RecordError, migrated
 from app.limits import (
     ACCOUNT_SECONDS,
     LIMITS_KEY,
@@ -75,10 +82,14 @@ from app.limits import (
 )
 from app.schemas import chunk_object, video_object
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+P = ParamSpec("P")
 
 MODELS_KEY = "longtake:models"
 ACTIVE_KEY = "longtake:active"
+EXPIRING_KEY = "longtake:expiring"
 RECONCILED_KEY = "longtake:reconciled"
 COUNTED_KEY = "longtake:counted"
 DELETED_SECONDS = 7 * 24 * 3600
@@ -147,6 +158,13 @@ class Controls(NamedTuple):
     cancel_requested: bool
 
 
+_LAST_EVENTS: Mapping[Status, EventType] = {
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "cancelled",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A video taken out of line under a lease: its queue, and the lease's member in that queue's `rq:wip`."""
@@ -154,6 +172,21 @@ class Taken:
     queue: str
     video_id: str
     member: str
+
+
+class Restored(StrEnum):
+    """What became of a manifest that was to be restored."""
+
+    ENDED = "restored"
+    """The record of a video that has ended is back."""
+    QUEUED = "requeued"
+    """The record of an unfinished video is back, and the video in line."""
+    PAUSED = "paused"
+    """The record of a paused video is back."""
+    KEPT = "kept"
+    """Redis has a record as new as the manifest, or newer, or a worker has the video."""
+    DELETED = "deleted"
+    """The video was deleted; what is left of its files is no video any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +197,12 @@ class Event:
     data: Mapping[str, Any]
 
 
-# KEYS: video, chunks, events, active, counted, the owner's account of the day.
-# ARGV: fence, chunk index or '', chunk JSON, max events,
-# id of the video if this ends it or '', number of fields, field, value, ..., then event type, event data, ...
+# KEYS: video, chunks, events, active, counted, the owner's account of the day, expiring.
+# ARGV: fence, chunk index or '', chunk JSON, max events, id of the video if this ends it or '', when it expires or '',
+# number of fields, field, value, ..., then event type, event data, ...
 # An event of type `webhooks` is no event but the deliveries that this causes.
-# Returns 1 written, 2 this very chunk was committed before, or the video ended (a retry after a lost answer),
+# Returns 1 written, 2 this very chunk was committed before, or the video has ended (a retry after a lost answer, or
+# progress told a moment too late: the last event is the last),
 # 0 the fence is another's, -1 no such video, -2 the chunk is not the next one.
 _WRITE = (
     ENQUEUE_LUA
@@ -176,6 +210,8 @@ _WRITE = (
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
 if fence ~= ARGV[1] then return 0 end
+local status = redis.call('HGET', KEYS[1], 'status')
+if status == '"completed"' or status == '"failed"' or status == '"cancelled"' then return 2 end
 if ARGV[2] ~= '' then
   local have, want = redis.call('LLEN', KEYS[2]), tonumber(ARGV[2])
   if have == want + 1 and redis.call('LINDEX', KEYS[2], want) == ARGV[3] then return 2 end
@@ -193,10 +229,9 @@ if ARGV[2] ~= '' then
   end
 end
 if ARGV[5] ~= '' then
-  local status = redis.call('HGET', KEYS[1], 'status')
-  if status == '"completed"' or status == '"failed"' or status == '"cancelled"' then return 2 end
   redis.call('HDEL', KEYS[4], ARGV[5])
-  for i = 7, 5 + 2 * ARGV[6], 2 do
+  if ARGV[6] ~= '' then redis.call('ZADD', KEYS[7], ARGV[6], ARGV[5]) end
+  for i = 8, 6 + 2 * ARGV[7], 2 do
     local value = cjson.decode(ARGV[i + 1])
     if ARGV[i] == 'status' then redis.call('HINCRBY', KEYS[5], 'ended:' .. value, 1) end
     if ARGV[i] == 'error' and type(value) == 'table' then
@@ -204,8 +239,8 @@ if ARGV[5] ~= '' then
     end
   end
 end
-local n = tonumber(ARGV[6])
-local at = 7
+local n = tonumber(ARGV[7])
+local at = 8
 for _ = 1, n do
   redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1])
   at = at + 2
@@ -297,14 +332,20 @@ class VideoStore:
         max_events: int = 20_000,
         max_queued: int = 1000,
         idempotency_seconds: int = 24 * 3600,
+        keep_seconds: float = 0.0,
     ) -> None:
-        """`connection` must return bytes (no decode_responses); `origin` is put before URLs inside events."""
+        """`connection` must return bytes (no decode_responses); `origin` is put before URLs inside events.
+
+        Videos that end through this store expire after `keep_seconds`; 0 keeps them.
+        """
         self.redis = connection
         self.deliveries = DeliveryStore(connection)
         self.origin = origin
         self.max_events = max_events
         self.max_queued = max_queued
         self.idempotency_seconds = idempotency_seconds
+        self.keep_seconds = keep_seconds
+        self._unreadable: set[str] = set()  # told to the log
         self._write_script = connection.register_script(_WRITE)
         self._hold_script = connection.register_script(_HOLD)
         self._take_script = connection.register_script(_TAKE)
@@ -313,15 +354,19 @@ class VideoStore:
     # -- reading ----------------------------------------------------------------------------------------
 
     def get(self, video_id: str) -> Video | None:
-        """The video, or None."""
+        """The video, or None. Raises `RecordError`."""
         return _parse(self.redis.hgetall(video_key(video_id)))
 
     def get_many(self, video_ids: Iterable[str]) -> list[Video]:
-        """Those of the videos that exist, in the order given."""
+        """Those of the videos that exist and can be read, in the order given. The log names the others."""
         pipe = self.redis.pipeline(transaction=False)
-        for video_id in video_ids:
+        ids = list(video_ids)
+        for video_id in ids:
             pipe.hgetall(video_key(video_id))
-        return [video for raw in pipe.execute() if (video := _parse(raw)) is not None]
+        videos = (
+            self._readable(video_id, _parse, raw) for video_id, raw in zip(ids, pipe.execute(), strict=True)
+        )
+        return [video for video in videos if video is not None]
 
     def page(
         self,
@@ -357,16 +402,16 @@ class VideoStore:
         return found[:limit], len(found) > limit
 
     def chunks(self, video_id: str, start: int = 0, stop: int | None = None) -> list[ChunkRecord]:
-        """Committed chunks with index in ``[start, stop)``, in order."""
+        """Committed chunks with index in ``[start, stop)``, in order. Raises `RecordError`."""
         raw = self.redis.lrange(chunks_key(video_id), start, -1 if stop is None else stop - 1)
-        return [ChunkRecord.model_validate_json(item) for item in raw]
+        return [_parse_chunk(item) for item in raw]
 
     def chunk(self, video_id: str, index: int) -> ChunkRecord | None:
-        """One committed chunk, or None."""
+        """One committed chunk, or None. Raises `RecordError`."""
         if index < 0:
             return None
         raw = self.redis.lindex(chunks_key(video_id), index)
-        return None if raw is None else ChunkRecord.model_validate_json(raw)
+        return None if raw is None else _parse_chunk(raw)
 
     def queue_positions(self, videos: Iterable[Video]) -> dict[str, int]:
         """How many videos stand before each of those that wait, in its model's queues; by id, others left out."""
@@ -460,35 +505,43 @@ class VideoStore:
         return self._optimistically(transact, *watched)
 
     def request_cancel(self, video_id: str) -> Video:
-        """Cancels a waiting video at once and tells a running one to stop. A finished one stays as it is.
+        """Stops a video; one that has ended stays as it is.
 
-        Raises `VideoGone`.
+        A video that no worker has had is cancelled at once. A running one is told. One that waits or is paused goes
+        to the front of its line, for a worker to end it: only that makes one file of its chunks, and leaves a
+        manifest that says so. Raises `VideoGone`.
         """
 
         def transact(pipe: Connection) -> Video:
             video = _parse(pipe.hgetall(video_key(video_id)))
             if video is None:
                 raise VideoGone(video_id)
+            status, changes = video.state.status, dict[str, Any](cancel_requested=True)
+            waiting = queue.waiting_key(queue.queue_name(video.spec.model, video.spec.priority))
+            pipe.watch(waiting)
+            in_line = pipe.lpos(waiting, video_id) is not None
             pipe.multi()
-            if video.state.status.terminal:
+            if status.terminal:
                 return video
-            if video.state.status is Status.IN_PROGRESS:
-                changes: dict[str, Any] = {"cancel_requested": True}
-            else:
-                changes = {
-                    "cancel_requested": True,
-                    "status": Status.CANCELLED,
-                    "completed_at": time.time(),
-                }
+            if video.state.started_at is None:
+                changes |= {"status": Status.CANCELLED, **self.ending()}
+            elif status is Status.PAUSED or (status is Status.QUEUED and in_line):
+                changes |= {"status": Status.QUEUED}
+                pipe.lrem(waiting, 0, video_id)
+                queue.enqueue(self.redis, video.spec, pipeline=pipe, at_front=True)
             changed = Video(spec=video.spec, state=video.state.model_copy(update=changes))
             pipe.hset(video_key(video_id), mapping=_dump(_state_fields(**changes)))
             if changed.state.status is Status.CANCELLED:
                 pipe.hdel(ACTIVE_KEY, video_id)
+                if changed.state.expires_at is not None:
+                    pipe.zadd(EXPIRING_KEY, {video_id: changed.state.expires_at})
                 pipe.hincrby(COUNTED_KEY, f"ended:{Status.CANCELLED}", 1)
                 self._refund(pipe, video)
                 self._add_event(pipe, video_id, Event("cancelled", self._wire(changed)))
                 told = deliveries_of(video.spec, "video.cancelled", changes["completed_at"])
                 self.deliveries.enqueue(pipe, video_key(video_id), told)
+            elif changed.state.status is not status:
+                self._add_event(pipe, video_id, Event("status", self._wire(changed)))
             return changed
 
         video = self._optimistically(transact, video_key(video_id))
@@ -533,6 +586,7 @@ class VideoStore:
         self.deliveries.drop(pipe, video.id)
         pipe.zrem(owner_key(video.spec.owner), video.id)
         pipe.hdel(ACTIVE_KEY, video.id)
+        pipe.zrem(EXPIRING_KEY, video.id)
         pipe.set(deleted_key(video.id), 1, ex=DELETED_SECONDS)
         pipe.execute()
 
@@ -540,12 +594,98 @@ class VideoStore:
         """Whether a video that has no record was deleted. False: Redis lost it, and its objects must stay."""
         return bool(self.redis.exists(deleted_key(video_id)))
 
+    def expired(self, limit: int) -> list[Video]:
+        """Videos whose time is up, the oldest first. All of them have ended."""
+        now = time.time()
+        ids = [
+            i.decode()
+            for i in self.redis.zrange(EXPIRING_KEY, "-inf", now, byscore=True, offset=0, num=limit)
+        ]
+        expired = []
+        for video_id in ids:
+            video = self._readable(video_id, self.get, video_id)
+            if video is not None and video.state.status.terminal and (video.state.expires_at or now) <= now:
+                expired.append(video)
+            else:  # not what the index says it is, so it stays
+                self.redis.zrem(EXPIRING_KEY, video_id)
+        return expired
+
+    # -- back from the bucket ---------------------------------------------------------------------------
+
+    def restore(self, manifest: Manifest, *, dry_run: bool = False) -> Restored:
+        """Makes the records of a video from its manifest, unless Redis knows better, in one transaction.
+
+        An unfinished video goes back in line as if its worker had given it back. With `dry_run` nothing is written.
+        A damaged record is replaced. Raises `RecordTooNew` when a newer version has written the one in Redis.
+        """
+        video = _given_back(manifest.video)
+        spec, state = video.spec, video.state
+        name = queue.queue_name(spec.model, spec.priority)
+
+        def transact(pipe: Connection) -> Restored:
+            try:
+                known = _parse(pipe.hgetall(video_key(spec.id)))
+            except RecordDamaged:
+                known = None
+            deleted = pipe.exists(deleted_key(spec.id))
+            leased = known is not None and spec.id in self._leased(pipe, name)
+            pipe.multi()
+            if deleted:
+                return Restored.DELETED
+            if known is not None and (leased or not _older(known, manifest.video)):
+                return Restored.KEPT
+            if not dry_run:
+                self._write_restored(pipe, name, video, manifest)
+            if state.status.terminal:
+                return Restored.ENDED
+            return Restored.PAUSED if state.status is Status.PAUSED else Restored.QUEUED
+
+        keys = (video_key(spec.id), deleted_key(spec.id), queue.waiting_key(name), queue.leases_key(name))
+        return self._optimistically(transact, *keys)
+
+    def _write_restored(self, pipe: Connection, name: str, video: Video, manifest: Manifest) -> None:
+        spec, state = video.spec, video.state
+        pipe.delete(video_key(spec.id), chunks_key(spec.id), events_key(spec.id))
+        pipe.lrem(queue.waiting_key(name), 0, spec.id)
+        fields = _state_fields(**state.model_dump())
+        pipe.hset(video_key(spec.id), mapping={"spec": spec.model_dump_json(), "fence": "", **_dump(fields)})
+        if spec.owner:  # it was paid for when it was asked for
+            pipe.hset(video_key(spec.id), "charged", asked_milliseconds(spec))
+        if manifest.chunks:
+            pipe.rpush(chunks_key(spec.id), *(chunk.model_dump_json() for chunk in manifest.chunks))
+        pipe.zadd(owner_key(spec.owner), {spec.id: spec.created_at})
+        if state.status.terminal:
+            pipe.hdel(ACTIVE_KEY, spec.id)
+            pipe.delete(Job.key_for(spec.id))
+            if state.expires_at is not None:
+                pipe.zadd(EXPIRING_KEY, {spec.id: state.expires_at})
+        else:
+            pipe.hset(ACTIVE_KEY, spec.id, name)
+            if state.status is not Status.PAUSED:
+                queue.enqueue(self.redis, spec, pipeline=pipe)
+        # The history is lost. What is known of it is told anew, with ids above all that were given before: a client
+        # that resumes hears things twice rather than never.
+        seconds, microseconds = self.redis.time()
+        latest = max(
+            seconds + microseconds / 1e6,
+            time.time(),
+            state.completed_at or 0,
+            *(chunk.created_at for chunk in manifest.chunks[-1:]),
+        )
+        current = Event("status", self._wire(video))
+        self._add_event(pipe, spec.id, current, f"{int(latest * 1000) + 1}-0")
+        for chunk in manifest.chunks:
+            data = chunk_object(spec.id, chunk, spec.fps, self.origin).model_dump(mode="json")
+            self._add_event(pipe, spec.id, Event("chunk", data))
+        if (ended := _LAST_EVENTS.get(state.status)) is not None:
+            self._add_event(pipe, spec.id, Event(ended, current.data))
+
     # -- the worker's side ------------------------------------------------------------------------------
 
     def claim(self, video_id: str, worker: str, *, count_attempt: bool = True) -> tuple[Video, str]:
         """Takes a video for `worker` and fences out whoever had it. Returns it with the new fence.
 
-        Raises `VideoGone`. A video in a terminal state is returned as it is with an empty fence.
+        Raises `VideoGone` and `RecordError`. A video in a terminal state is returned as it is with an empty fence.
         """
         fence = secrets.token_hex(8)
 
@@ -565,7 +705,12 @@ class VideoStore:
                 "started_at": video.state.started_at or time.time(),
             }
             claimed = Video(spec=video.spec, state=video.state.model_copy(update=changes))
-            pipe.hset(video_key(video_id), mapping={**_dump(_state_fields(**changes)), "fence": fence})
+            # The whole record, as this version writes it: an older worker does not go on with it from now on.
+            fields = _dump(_state_fields(**claimed.state.model_dump()))
+            pipe.hset(
+                video_key(video_id),
+                mapping={"spec": claimed.spec.model_dump_json(), "fence": fence, **fields},
+            )
             self._add_event(pipe, video_id, Event("status", self._wire(claimed)))
             return claimed, fence
 
@@ -603,14 +748,20 @@ class VideoStore:
     ) -> Video:
         """Puts a claimed video into a terminal state and ends its event stream. `video` carries its latest state.
 
-        Raises `FenceLost` and `VideoGone`.
+        It has ended now, unless `changes` tell its `ending`. Raises `FenceLost` and `VideoGone`.
         """
-        changes |= {"status": Status(status), "completed_at": time.time(), "error": error, "stalled": None}
+        changes = {**self.ending(), **changes}
+        changes |= {"status": Status(status), "error": error, "stalled": None}
         done = Video(spec=video.spec, state=video.state.model_copy(update=changes))
         events = [Event(status, self._wire(done))]
         told = deliveries_of(video.spec, ENDED[status], changes["completed_at"])
         self._write(video.id, fence, None, changes, events, deliveries=told, ends=True)
         return done
+
+    def ending(self) -> dict[str, float | None]:
+        """`completed_at` and `expires_at` of a video that ends now."""
+        now = time.time()
+        return {"completed_at": now, "expires_at": now + self.keep_seconds if self.keep_seconds else None}
 
     def release(self, video: Video, fence: str, *, count_attempt: bool) -> None:
         """Gives a claimed video back to be continued elsewhere; the caller enqueues it again.
@@ -704,7 +855,12 @@ class VideoStore:
         for name in set(active.values()):
             present |= self._waiting_or_leased(self.redis, name)
         lost = sorted(active.keys() - present)
-        return [video_id for video_id in lost if self._requeue(video_id, active[video_id])]
+        return [
+            video_id
+            for video_id in lost
+            # A version that can read the record puts it back.
+            if self._readable(video_id, self._requeue, video_id, active[video_id])
+        ]
 
     def requeue(self, spec: VideoSpec, member: str, *, at_front: bool) -> None:
         """Gives up the lease `member` and puts the video back in line, in one transaction."""
@@ -735,11 +891,14 @@ class VideoStore:
 
     def _waiting_or_leased(self, connection: Connection, name: str) -> set[str]:
         """Ids that stand in a queue or have a live lease there. Drops leases that have run out."""
+        waiting = connection.lrange(queue.waiting_key(name), 0, -1)
+        return {i.decode() for i in waiting} | self._leased(connection, name)
+
+    def _leased(self, connection: Connection, name: str) -> set[str]:
         seconds, microseconds = self.redis.time()
         self.redis.zremrangebyscore(queue.leases_key(name), 0, seconds + microseconds / 1e6)
-        waiting = connection.lrange(queue.waiting_key(name), 0, -1)
         leased = connection.zrange(queue.leases_key(name), 0, -1)
-        return {i.decode() for i in waiting} | {member.decode().partition(":")[0] for member in leased}
+        return {member.decode().partition(":")[0] for member in leased}
 
     def _uptime_seconds(self) -> float:
         return float(self.redis.info("server").get("uptime_in_seconds", float("inf")))
@@ -751,8 +910,12 @@ class VideoStore:
         self.redis.hset(MODELS_KEY, card.name, card.model_dump_json())
 
     def models(self) -> dict[str, ModelCard]:
-        """Every model that a worker has registered, by name."""
-        cards = [ModelCard.model_validate_json(raw) for raw in self.redis.hvals(MODELS_KEY)]
+        """Every model that a worker has registered and that can be read, by name."""
+        found = (
+            self._readable(f"model {name.decode()}", _parse_card, raw)
+            for name, raw in self.redis.hgetall(MODELS_KEY).items()
+        )
+        cards = [card for card in found if card is not None]
         return {card.name: card for card in sorted(cards, key=lambda c: c.created_at)}
 
     def worker_alive(self, name: str, info: Mapping[str, Any], lease_seconds: float) -> None:
@@ -808,10 +971,21 @@ class VideoStore:
     def _wire(self, video: Video) -> dict[str, Any]:
         return video_object(video, self.origin).model_dump(mode="json")
 
-    def _add_event(self, pipe: Connection, video_id: str, event: Event) -> None:
+    def _readable(self, name: str, read: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
+        """What `read` gives; None for a record that cannot be read, which costs no other. The log tells it once."""
+        try:
+            return read(*args, **options)
+        except RecordError as error:
+            if name not in self._unreadable:
+                self._unreadable.add(name)
+                log.error("%s is left out: %s (%s)", name, error, error.__cause__)
+            return None
+
+    def _add_event(self, pipe: Connection, video_id: str, event: Event, entry_id: str = "*") -> None:
         pipe.xadd(
             events_key(video_id),
             {"type": event.type, "data": json.dumps(event.data)},
+            id=entry_id,
             maxlen=self.max_events,
             approximate=True,
         )
@@ -866,6 +1040,7 @@ class VideoStore:
             "" if chunk is None else chunk.model_dump_json(),
             self.max_events,
             video_id if ends else "",
+            "" if changes.get("expires_at") is None else changes["expires_at"],
             len(fields),
         ]
         for name, value in fields.items():
@@ -881,6 +1056,7 @@ class VideoStore:
             ACTIVE_KEY,
             COUNTED_KEY,
             account,
+            EXPIRING_KEY,
         ]
         code = int(self._write_script(keys=keys, args=arguments))
         if code == -1:
@@ -901,5 +1077,45 @@ def _parse(raw: Mapping[bytes, bytes]) -> Video | None:
         return None
     known = VideoState.model_fields.keys()
     fields = {key.decode(): value for key, value in raw.items()}
-    state = {name: json.loads(fields[name]) for name in known if name in fields}
-    return Video(spec=VideoSpec.model_validate_json(raw[b"spec"]), state=VideoState.model_validate(state))
+    try:
+        state = {name: json.loads(fields[name]) for name in known if name in fields}
+        return Video.model_validate(migrated("video", {"spec": json.loads(fields["spec"]), "state": state}))
+    except (ValidationError, ValueError) as error:
+        raise RecordDamaged from error
+
+
+def _parse_chunk(raw: bytes) -> ChunkRecord:
+    try:
+        return ChunkRecord.model_validate(migrated("chunk", json.loads(raw)))
+    except (ValidationError, ValueError) as error:
+        raise RecordDamaged from error
+
+
+def _parse_card(raw: bytes) -> ModelCard:
+    try:
+        return ModelCard.model_validate(migrated("model", json.loads(raw)))
+    except (ValidationError, ValueError) as error:
+        raise RecordDamaged from error
+
+
+def _older(known: Video, other: Video) -> bool:
+    """Whether a record says less than another of the same video. A terminal state is never left, nor a chunk lost."""
+    if known.state.status.terminal or other.state.status.terminal:
+        return not known.state.status.terminal
+    return known.state.chunks_ready < other.state.chunks_ready
+
+
+def _given_back(video: Video) -> Video:
+    """A video as it is when its worker gives it back unharmed."""
+    state = video.state
+    if state.status.terminal or (state.status is Status.PAUSED and not state.cancel_requested):
+        return video
+    taken_back = int(state.status is Status.IN_PROGRESS)
+    changes = {
+        "status": Status.QUEUED,
+        "worker": "",
+        "attempts": max(0, state.attempts - taken_back),
+        "barren_attempts": max(0, state.barren_attempts - taken_back),
+        "stalled": None,
+    }
+    return Video(spec=video.spec, state=state.model_copy(update=changes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from fastapi import APIRouter, Request
@@ -11,18 +12,22 @@ from app.context import Context, Ctx, no_video
 from app.errors import invalid
 from app.forms import read_body
 from app.jobs.job import Status, Video
+from app.jobs.manifest import Manifest
 from app.jobs.store import VideoGone
 from app.routes.documentation import body, errors
 from app.schemas import SteerVideo, UpdateVideo, VideoObject
 from app.specification import parse
 from app.steering import ended, finish, steer, update
+from app.storage import StorageError
+from app.storage.objects import manifest_key
 
 router = APIRouter(prefix="/v1/videos/{video_id}", tags=["videos"])
+log = logging.getLogger(__name__)
 
 
 @router.post("/cancel", response_model=VideoObject, responses=errors(404, 409, 503), summary="Stop a video")
 def cancel_video(video_id: str, ctx: Ctx) -> VideoObject:
-    """A waiting video is cancelled at once; a running one stops at its next forward and keeps its chunks.
+    """A video that was never begun is cancelled at once; any other ends at its next forward and keeps its chunks.
 
     Cancelling it again changes nothing. A video that has completed or failed cannot be cancelled any more (409).
     """
@@ -32,7 +37,19 @@ def cancel_video(video_id: str, ctx: Ctx) -> VideoObject:
         raise no_video() from error
     if video.state.status in (Status.COMPLETED, Status.FAILED):
         raise ended(video)
+    if video.state.status is Status.QUEUED:
+        _keep_wish(ctx, video)
     return ctx.wire(video)[0]
+
+
+def _keep_wish(ctx: Context, video: Video) -> None:
+    """Tells the manifest that a begun video is to end. No worker has it, and it may be long until one does."""
+    try:
+        chunks = ctx.videos.chunks(video.id, 0, video.state.chunks_ready)
+        ctx.objects.put(manifest_key(video.id), Manifest.of(video, chunks).to_json())
+    except StorageError as error:
+        # Redis has it; only the loss of both would bring the video back to life.
+        log.warning("the manifest of a cancelled video is not up to date: %s", error)
 
 
 @router.post(

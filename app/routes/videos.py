@@ -16,6 +16,7 @@ from app.jobs.job import Status, Video
 from app.jobs.store import IdempotencyMismatch
 from app.media_container import partial_header
 from app.object_response import IMMUTABLE, REVALIDATE, Part, not_modified, object_response
+from app.removal import remove
 from app.routes.documentation import body, errors, file
 from app.schemas import CreateVideo, VideoDeleted, VideoList, VideoObject
 from app.specification import digest, parse, specify
@@ -27,7 +28,6 @@ from app.storage.objects import (
     init_key,
     spritesheet_key,
     thumbnail_key,
-    video_prefix,
 )
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
@@ -121,11 +121,7 @@ def retrieve_video(video_id: str, response: Response, ctx: Ctx) -> VideoObject:
 def delete_video(video_id: str, ctx: Ctx) -> VideoDeleted:
     """Stops the video if it is being made, and removes its record and every file of it."""
     video = ctx.video(video_id)
-    # Files first: if the store is away, the record stays and the request can be repeated.
-    ctx.objects.delete_prefix(video_prefix(video.id))
-    ctx.videos.delete(video)
-    if video.state.status is Status.IN_PROGRESS:
-        ctx.objects.delete_prefix(video_prefix(video.id))  # a chunk may have been uploaded in between
+    remove(video, ctx.videos, ctx.objects)
     return VideoDeleted(id=video.id)
 
 

@@ -35,6 +35,9 @@ MAX_KEY_CHARACTERS = 512
 MAX_SEGMENT_CHARACTERS = 128
 MAX_CHUNK_INDEX = 999_999
 
+# Folder of all videos.
+VIDEOS = "videos/"
+
 # Size of the pieces in which an object is streamed: large enough to be cheap, small enough that a
 # thousand readers fit in memory.
 BLOCK_BYTES = 256 * 1024
@@ -318,7 +321,7 @@ def content_disposition(filename: str) -> str:
 
 def video_prefix(video_id: str) -> str:
     """Folder of everything that belongs to one video, with the `/` at its end."""
-    return f"videos/{validate_video_id(video_id)}/"
+    return f"{VIDEOS}{validate_video_id(video_id)}/"
 
 
 def manifest_key(video_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ from app import supervisor
 from app.embedded import EmbeddedRedis
 from app.jobs.store import worker_key
 from app.settings import Settings
+from app.storage import FilesystemStore
+from app.storage.objects import init_key, manifest_key
 from app.supervisor import DataFolder, LogFollower, Supervisor, UpError
 
 API = """
@@ -141,6 +144,23 @@ def test_a_redis_that_is_given_is_used_and_left_alone(
         running.run(lambda: running.ready and running.pid("worker-0"), lambda: not running.pid("redis"))
         assert running.warnings == []
         assert redis.exists(worker_key("elsewhere"))
+
+
+def test_an_empty_redis_is_filled_from_the_objects_of_the_folder_once(make: Callable[..., Running]) -> None:
+    record = json.loads((Path(__file__).parent / "jobs" / "records" / "version-1.json").read_text())[
+        "completed"
+    ]
+    video_id = json.loads(record["hash"]["spec"])["id"]
+    running = make()
+    store = FilesystemStore(running.data / "objects")
+    store.put(manifest_key(video_id), record["manifest"].encode())
+    store.put(init_key(video_id), b"x")
+    running.run(lambda: running.ready, lambda: running.supervisor.store.get(video_id))
+    assert "files are missing or cut short: chunks/000000.m4s" in running.warnings[0]
+    assert running.warnings[1].endswith(": 1 restored, 1 with a problem")
+    again = make()
+    again.run(lambda: again.ready, lambda: again.supervisor.store.get(video_id))
+    assert again.warnings == []
 
 
 def test_a_child_that_dies_is_started_again(make: Callable[..., Running]) -> None:

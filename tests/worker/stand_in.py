@@ -48,6 +48,8 @@ class StandInDecoder:
         mixed = sum(weight * past for weight, past in zip(weights, reversed(self._seen), strict=True))
         count = 1 if self._fresh else self._model.geometry.temporal_factor
         self._fresh = False
+        if self._model.black:
+            return np.zeros((count, 8 * latent.shape[1], 8 * latent.shape[2], 3), np.uint8)
         if self._model.decode_seconds:
             time.sleep(self._model.decode_seconds)
         pixels = torch.sigmoid(mixed + 0.0 * latent).repeat_interleave(8, 1).repeat_interleave(8, 2)
@@ -72,6 +74,8 @@ class StandIn:
 
     def __init__(self, *, step_seconds: float = 0.0, decode_seconds: float = 0.0) -> None:
         self.step_seconds, self.decode_seconds = step_seconds, decode_seconds
+        self.black = False
+        """Whether decoders make black frames."""
         self.rows: list[int] = []
         """Windows of each forward, guidance's second row not counted."""
         self.hold = threading.Event()
@@ -92,6 +96,8 @@ class StandIn:
         faults = prompt[:, 0, 0]
         if bool((faults == FAULTS["error"]).any()):
             raise RuntimeError("the network failed in /secret/path")
+        if bool((faults == FAULTS["memory"]).any()):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         if bool((faults == FAULTS["hang"]).any()):
             time.sleep(3600)
         level = sigmas[:, None, :, None, None]
@@ -108,7 +114,7 @@ class StandIn:
         raise NotImplementedError
 
 
-FAULTS = {"error": 7.0, "nan": 8.0, "hang": 9.0}
+FAULTS = {"error": 7.0, "nan": 8.0, "hang": 9.0, "memory": 10.0}
 
 
 def card(model: Any) -> Any:

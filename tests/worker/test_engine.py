@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.engine import Conditioning, Emission, Engine, InvalidOutput, Stopped, Track
+from worker.engine import Conditioning, Emission, Engine, Stopped, Track
+from worker.models.base import InvalidOutput
 from worker.models.registry import load_model
 from worker.sampler.progressive import sample
 from worker.sampler.window import PromptTimeline, WindowState

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app.jobs.job import Status, TimedPrompt, VideoSpec
+from app.jobs.manifest import Manifest
 from app.jobs.store import ACTIVE_KEY, FenceLost, VideoStore, events_key
 from app.storage import FilesystemStore, ObjectStore, StoreFull, StoreUnavailable
 from app.storage.objects import (
@@ -25,7 +26,7 @@ from app.storage.objects import (
 )
 from worker import main as worker_main
 from worker import pipeline
-from worker.checkpoint import Manifest, unpack_latents
+from worker.checkpoint import unpack_latents
 from worker.direction import prompt_timeline
 from worker.media.assemble import probe
 from worker.models.registry import load_model

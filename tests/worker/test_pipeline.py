@@ -125,6 +125,27 @@ def test_what_waiting_cannot_mend_is_raised_at_once(error: Exception) -> None:
     assert len(calls) == 1
 
 
+def test_waits_grow_up_to_the_longest() -> None:
+    waits: list[float] = []
+
+    class Recorder(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            waits.append(timeout)
+            if len(waits) == 12:
+                self.set()
+            return self.is_set()
+
+    def away() -> None:
+        raise StoreUnavailable("SlowDown")
+
+    with pytest.raises(Stopped):
+        Patience(Recorder(), max_seconds=10.0, log=LOG)(away)
+    longest = [min(0.1 * 2**n, 10.0) for n in range(12)]
+    for wait, most in zip(waits, longest, strict=True):
+        assert most / 2 <= wait <= most
+
+
 def test_patience_ends_when_stopped_and_calls_back_while_it_waits() -> None:
     stop = threading.Event()
     seen: list[int] = []

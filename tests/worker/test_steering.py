@@ -12,11 +12,11 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.jobs.job import Status, TimedPrompt, Video, VideoSpec
+from app.jobs.manifest import Manifest
 from app.jobs.store import VideoStore, events_key
 from app.schemas import SteerVideo, UpdateVideo, video_object
 from app.steering import finish, steer, update
 from app.storage.objects import final_key, manifest_key, video_prefix
-from worker.checkpoint import Manifest
 from worker.engine import Track
 from worker.media.assemble import probe
 from worker.models.registry import load_model

@@ -75,6 +75,10 @@ class Geometry:
         return 0 if frame < 1 else 1 + (frame - 1) // self.temporal_factor
 
 
+class InvalidOutput(Exception):
+    """The model made numbers that are not a picture: not finite, or nothing but black."""
+
+
 class StreamedDecoder(Protocol):
     """Decodes one video, latents in order; equal to decoding them all at once, whatever the split.
 
@@ -89,7 +93,8 @@ class StreamedDecoder(Protocol):
     def push(self, latents: Tensor) -> VideoFrames:
         """Frames of the next ``n`` latents, ``(1, channels, n, h, w)`` normalised.
 
-        The first latent of a video gives one frame, every other ``temporal_factor`` frames.
+        The first latent of a video gives one frame, every other ``temporal_factor`` frames. Raises
+        ``InvalidOutput`` when the pixels are not finite numbers.
         """
         ...
 

@@ -17,7 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor
 
-from worker.models.base import VideoFrames
+from worker.models.base import InvalidOutput, VideoFrames
 
 Untyped: TypeAlias = Any
 """A diffusers or transformers object; the two publish no types that hold."""
@@ -70,7 +70,13 @@ class WanStreamedDecoder:
     @torch.no_grad()
     def push(self, latents: Tensor) -> VideoFrames:
         """See :meth:`worker.models.base.StreamedDecoder.push`."""
-        frames = [_to_uint8(pixels) for pixels in self._decode(latents)]
+        frames, finite = [], []
+        for pixels in self._decode(latents):
+            frames.append(_to_uint8(pixels))
+            finite.append(torch.isfinite(pixels).all())
+        # As bytes they would be a picture like any other, most likely a black one.
+        if not bool(torch.stack(finite).all()):
+            raise InvalidOutput("the decoder made numbers that are not finite")
         return torch.cat(frames).cpu().numpy()
 
     @torch.no_grad()

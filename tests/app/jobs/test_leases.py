@@ -17,6 +17,7 @@ from app.jobs.job import Status, TimedPrompt, VideoSpec, new_video_id
 from app.jobs.store import (
     ACTIVE_KEY,
     RECONCILED_KEY,
+    Event,
     FenceLost,
     Taken,
     VideoGone,
@@ -232,4 +233,5 @@ def test_ending_a_video_twice_ends_it_once(store: VideoStore, submit: Any) -> No
     store.finish(video, fence, "completed")
     events = store.redis.xlen(events_key(spec.id))
     store.finish(video, fence, "completed")
-    assert store.redis.xlen(events_key(spec.id)) == events
+    store.update(spec.id, fence, events=[Event("progress", {})], forwards_done=9)
+    assert store.redis.xlen(events_key(spec.id)) == events, "nothing follows the last event"

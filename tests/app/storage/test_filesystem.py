@@ -39,20 +39,6 @@ def store(root: Path) -> FilesystemStore:
     return FilesystemStore(root)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB. Mounting one takes root."""
-    point = tmp_path / "small"
-    point.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", point], capture_output=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield point
-    subprocess.run(["umount", "-l", point], check=True)
-
-
 def _temporary_files(root: Path) -> list[Path]:
     return list((root / ".tmp").iterdir())
 

@@ -15,7 +15,7 @@ from diffusers import SkyReelsV2DiffusionForcingPipeline, SkyReelsV2Transformer3
 from diffusers.pipelines.skyreels_v2 import pipeline_skyreels_v2_diffusion_forcing
 from torch import Tensor
 
-from worker.models.base import StreamedDecoder, VideoModel
+from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.models.registry import load_model
 from worker.models.wan import CACHED_PROMPT_BATCHES, WanModel
 from worker.models.wan_vae import WanStreamedDecoder, memory_latents, quicken_on_cpu
@@ -300,6 +300,16 @@ def test_a_decoder_in_use_cannot_replay(model: WanModel) -> None:
     decoder.push(video(1))
     with pytest.raises(ValueError, match="new decoder"):
         decoder.replay(video(3))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_are_not_numbers_are_an_error_and_not_a_black_picture(
+    model: WanModel, value: float
+) -> None:
+    latents = video(2)
+    latents[0, 0, 1, 0, 0] = value
+    with pytest.raises(InvalidOutput, match="not finite"):
+        model.open_decoder().push(latents)
 
 
 def test_decoders_velocity_and_encoding_run_in_threads_of_their_own(model: WanModel) -> None:

@@ -1,0 +1,46 @@
+"""A video's durable record in the bucket: enough to restore it, and to go on with it, without Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app.jobs.job import SCHEMA_VERSION, ChunkRecord, Video, VideoSpec, VideoState
+from app.jobs.migrations import RecordDamaged, migrated
+
+
+class Manifest(BaseModel):
+    """The record and the chunk list of a video, as they were in Redis at one moment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    spec: VideoSpec
+    state: VideoState
+    chunks: tuple[ChunkRecord, ...]
+
+    @classmethod
+    def of(cls, video: Video, chunks: Sequence[ChunkRecord]) -> Manifest:
+        return cls(spec=video.spec, state=video.state, chunks=tuple(chunks))
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Reads this and every older version. Raises `RecordError`."""
+        try:
+            manifest = cls.model_validate(migrated("manifest", json.loads(data)))
+        except (ValidationError, ValueError) as error:
+            raise RecordDamaged from error
+        whole = [chunk.index for chunk in manifest.chunks] == list(range(manifest.state.chunks_ready))
+        if not whole:
+            raise RecordDamaged
+        return manifest
+
+    @property
+    def video(self) -> Video:
+        """The video without its chunks."""
+        return Video(spec=self.spec, state=self.state)

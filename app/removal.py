@@ -1,0 +1,74 @@
+"""The end of a video's data: deletion on request, and expiry.
+
+Files go before the record, and the manifest before all other files. So a removal that is interrupted is found again by
+its record and repeated, and one that is interrupted together with the loss of Redis is never restored in part.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from app.jobs.job import Status, Video
+from app.jobs.store import VideoStore
+from app.storage import ObjectStore, StorageError
+from app.storage.objects import manifest_key, video_prefix
+
+log = logging.getLogger(__name__)
+
+# Videos that one look removes at most: other processes look too, and so does the next.
+_BATCH = 100
+
+
+def remove(video: Video, store: VideoStore, objects: ObjectStore) -> None:
+    """Removes every file and record of a video; a worker that has it stops. Does no harm when repeated.
+
+    Raises `StorageError` and `redis.exceptions.RedisError`; the record is there then, and this can be repeated.
+    """
+    objects.delete(manifest_key(video.id))
+    objects.delete_prefix(video_prefix(video.id))
+    store.delete(video)
+    if video.state.status is Status.IN_PROGRESS:
+        objects.delete_prefix(video_prefix(video.id))  # a chunk may have been uploaded in between
+
+
+def sweep(store: VideoStore, objects: ObjectStore) -> list[str]:
+    """Removes videos whose time is up, and returns their ids. Any number of processes may do it at the same time.
+
+    Raises what `remove` does; what was not removed is found by the next sweep.
+    """
+    removed = []
+    for video in store.expired(_BATCH):
+        remove(video, store, objects)
+        log.info("expired; record and files are removed", extra={"video": video.id})
+        removed.append(video.id)
+    return removed
+
+
+class Sweeper:
+    """Sweeps all the time, in a thread of its own; while Redis or the store is away it waits."""
+
+    def __init__(self, store: VideoStore, objects: Callable[[], ObjectStore], every_seconds: float) -> None:
+        """`objects` opens the store, or raises `StorageError`."""
+        self._store, self._objects, self._every_seconds = store, objects, every_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, seconds: float = 0.5) -> None:
+        """Ends it. A removal it is in the middle of may be cut off by the end of the process, and is repeated."""
+        self._stop.set()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every_seconds):
+            try:
+                while not self._stop.is_set() and sweep(self._store, self._objects()):
+                    pass
+            except (RedisError, StorageError) as error:
+                log.warning("expired videos stay for now: %s", type(error).__name__)

@@ -1,0 +1,151 @@
+"""Models that run out of memory, make black pictures, or hang: the video gets a clear code, the next one runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.jobs.job import Status
+from app.jobs.manifest import Manifest
+from app.jobs.store import events_key
+from app.storage.objects import manifest_key
+from worker import main as worker_main
+from worker.checkpoint import CheckpointTooNew
+from worker.generate import fault, ran_out_of_memory
+from worker.media.encode import EncodingError
+from worker.models.base import InvalidOutput
+from worker.pipeline import BLACK_LEVEL, BlackFrames, StageError, is_black
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def no_memory() -> RuntimeError:
+    """What PyTorch says when it asks a CPU for too much."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    return caught.value
+
+
+def test_every_way_to_run_out_of_memory_is_known_as_such() -> None:
+    for error in (
+        torch.OutOfMemoryError("x"),
+        MemoryError(),
+        no_memory(),
+        RuntimeError("CUDA error: out of memory"),
+    ):
+        assert ran_out_of_memory(error)
+        assert fault(error)[0] == "out_of_memory"
+        assert fault(caused(StageError("decode"), error))[0] == "out_of_memory"
+        assert fault(caused(StageError("encode"), caused(EncodingError("x"), error)))[0] == "out_of_memory"
+    for other in (
+        RuntimeError("shapes differ"),
+        ValueError("x"),
+        caused(StageError("decode"), KeyError("x")),
+    ):
+        assert not ran_out_of_memory(other)
+
+
+def test_faults_have_codes_and_messages_without_details() -> None:
+    for error, code in (
+        (BlackFrames("chunks 3 to 5"), "black_frames"),
+        (InvalidOutput("/secret"), "invalid_output"),
+        (CheckpointTooNew("/secret"), "newer_version"),
+        (caused(StageError("decode"), RuntimeError("/secret")), "model_error"),
+        (caused(StageError("upload"), KeyError("/secret")), "internal_error"),
+    ):
+        found, message = fault(error)
+        assert found == code
+        assert "/secret" not in message
+
+
+def test_black_is_no_pixel_above_the_level_wherever_it_is() -> None:
+    frames = np.full((4, 48, 64, 3), BLACK_LEVEL, np.uint8)
+    assert is_black(frames)
+    for place in ((0, 0, 0, 0), (3, 47, 63, 2), (1, 5, 7, 1)):
+        lit = frames.copy()
+        lit[place] = BLACK_LEVEL + 1
+        assert not is_black(lit)
+
+
+def test_a_process_that_ran_out_of_memory_hands_over_and_is_replaced(work: Any) -> None:
+    long, greedy, after = work.spec(400), work.spec(prompt="memory"), work.spec(1)
+    expected = work.spec(400)
+    worker = work.process({"step_seconds": 0.02}, slots=2, max_attempts=2)
+    work.store.create(long)
+    held_by = work.wait(long.id, chunks=1).state.worker
+    work.store.create(greedy)
+    assert worker.process.wait(60) == worker_main.EXIT_OUT_OF_MEMORY
+    assert "ran out of memory; ending this process" in worker.words
+    handed = work.video(long.id)
+    assert (handed.state.status, handed.state.attempts, handed.state.worker) == (Status.QUEUED, 0, "")
+    assert work.video(greedy.id).state.status is Status.QUEUED
+    work.store.create(after)
+    # What supervisors do: the next process goes on, and ends in the same way.
+    worker = work.process({"step_seconds": 0.02}, slots=2, max_attempts=2)
+    video = work.wait(greedy.id, "failed")
+    assert (video.state.error.code, video.state.attempts) == ("out_of_memory", 2)
+    assert worker.process.wait(60) == worker_main.EXIT_OUT_OF_MEMORY
+    work.start()
+    work.wait(after.id, "completed")
+    assert work.wait(long.id, "completed").state.worker != held_by
+    work.store.create(expected)
+    work.wait(expected.id, "completed")
+    assert len(work.digests(long.id)) == len(work.digests(expected.id))
+
+
+def test_nothing_but_black_fails_the_video_and_no_black_chunk_is_shown(work: Any) -> None:
+    model = work.model(step_seconds=0.01)
+    work.start(model, max_attempts=2, black_chunks=3)
+    spec, other = work.spec(2400), work.spec(40)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=2)
+    model.black = True
+    video = work.wait(spec.id, "failed")
+    assert video.state.error.code == "black_frames"
+    assert video.state.attempts == 3, "the first made chunks, two more came no further"
+    assert len(work.digests(spec.id)) == video.state.chunks_ready + 1
+    black = work.store.chunks(spec.id)[-1].bytes
+    assert black > work.store.chunks(spec.id)[1].bytes // 2, "the last chunk has a picture"
+    manifest = Manifest.from_json(work.objects.get(manifest_key(spec.id)))
+    assert manifest.state == video.state.model_copy(
+        update={
+            name: getattr(manifest.state, name)
+            for name in ("forwards_done", "seconds_per_forward", "forwards_total", "chunks_total")
+        }
+    )
+    (_, last), *_ = work.store.redis.xrevrange(events_key(spec.id), count=1)
+    assert json.loads(last[b"data"])["error"]["code"] == "black_frames"
+    model.black = False
+    work.store.create(other)
+    work.wait(other.id, "completed")
+
+
+@pytest.mark.parametrize(("black_chunks", "frames"), [(0, 60), (20, 60)])
+def test_black_is_a_picture_where_the_operator_says_so_or_where_it_is_short(
+    work: Any, black_chunks: int, frames: int
+) -> None:
+    model = work.model()
+    model.black = True
+    work.start(model, black_chunks=black_chunks)
+    spec = work.spec(frames)
+    work.store.create(spec)
+    video = work.wait(spec.id, "completed", "failed")
+    assert video.state.status is Status.COMPLETED
+    assert video.state.frames_ready == frames
+
+
+def test_a_decoder_that_hangs_ends_the_process_too(work: Any) -> None:
+    spec = work.spec()
+    work.store.create(spec)
+    worker = work.process({"decode_seconds": 3600.0}, stall_seconds=0.5)
+    assert worker.process.wait(60) == worker_main.EXIT_STALLED
+    assert "the decoder has been at one chunk" in worker.words
+    work.start()
+    work.wait(spec.id, "completed")
