@@ -311,6 +311,14 @@ class _Flows:
         answer = yield from self._send(_Send("POST", f"{_video(video_id)}/cancel"))
         yield _Emit(_parse(VideoObject, _told(answer)))
 
+    def pause(self, video_id: str) -> _Flow[VideoObject]:
+        answer = yield from self._send(_Send("POST", f"{_video(video_id)}/pause"))
+        yield _Emit(_parse(VideoObject, _told(answer)))
+
+    def resume(self, video_id: str) -> _Flow[VideoObject]:
+        answer = yield from self._send(_Send("POST", f"{_video(video_id)}/resume"))
+        yield _Emit(_parse(VideoObject, _told(answer)))
+
     def delete(self, video_id: str) -> _Flow[bool]:
         answer = yield from self._send(_Send("DELETE", _video(video_id)))
         yield _Emit(bool(_told(answer).get("deleted")))
@@ -614,6 +622,14 @@ class LongtakeClient(_Client):
         """Stops a video; its finished chunks stay. Raises `Conflict` when it has ended otherwise already."""
         return self._one(self._flows.cancel(video_id))
 
+    def pause(self, video_id: str) -> VideoObject:
+        """Pauses a video, a running one after its next chunk. Raises `Conflict` when it has ended."""
+        return self._one(self._flows.pause(video_id))
+
+    def resume(self, video_id: str) -> VideoObject:
+        """Lets a paused video go on. Raises `Conflict` when it is not paused."""
+        return self._one(self._flows.resume(video_id))
+
     def delete(self, video_id: str) -> bool:
         """Stops a video if it runs, and removes everything of it."""
         return self._one(self._flows.delete(video_id))
@@ -780,6 +796,12 @@ class AsyncLongtakeClient(_Client):
 
     async def cancel(self, video_id: str) -> VideoObject:
         return await self._one(self._flows.cancel(video_id))
+
+    async def pause(self, video_id: str) -> VideoObject:
+        return await self._one(self._flows.pause(video_id))
+
+    async def resume(self, video_id: str) -> VideoObject:
+        return await self._one(self._flows.resume(video_id))
 
     async def delete(self, video_id: str) -> bool:
         return await self._one(self._flows.delete(video_id))

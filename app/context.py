@@ -50,6 +50,8 @@ class Context:
             max_events=settings.max_events,
             max_queued=settings.max_queued,
             idempotency_seconds=settings.idempotency_seconds,
+            starvation_seconds=settings.starvation_seconds,
+            turn_seconds=settings.turn_seconds,
             keep_seconds=settings.keep_seconds,
         )
         self.events = EventHub(
@@ -136,9 +138,9 @@ class Context:
 
     def wire(self, *videos: Video) -> list[VideoObject]:
         """Videos as clients see them now."""
-        positions = self.videos.queue_positions(videos)
+        places = self.videos.places(videos)
         return [
-            video_object(video, self.origin, positions.get(video.id), query=self.playback_query(video.id))
+            video_object(video, self.origin, places.get(video.id), query=self.playback_query(video.id))
             for video in videos
         ]
 

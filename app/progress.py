@@ -95,6 +95,8 @@ class Progress:
             words.append(f"{speed:.1f}x")
         if video.stalled:
             words.insert(0, f"waiting: {video.stalled}")
+        if video.pause_requested:
+            words.insert(0, "about to be paused")
         return words
 
     def _ready_words(self) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from app.jobs.deliveries import DeliveryRecord, Outcome, Secret
+from app.jobs.estimate import Place
 from app.jobs.job import (
     ChunkRecord,
     JobError,
@@ -259,8 +260,18 @@ class VideoObject(BaseModel):
     error: JobError | None = None
     remixed_from_video_id: str | None = None
 
-    queue_position: int | None = None
-    eta_seconds: float | None = None
+    priority: Priority = "normal"
+    queue_position: int | None = Field(
+        None, description="How many waiting videos are taken before this one, if none is added."
+    )
+    eta_seconds: float | None = Field(
+        None,
+        description="Seconds until the last chunk, from measured speed; null while nothing was measured. Of a "
+        "running video as if nobody else came, of a waiting one with all that stands before it.",
+    )
+    pause_requested: bool = Field(
+        False, description="It is still running, and will be paused as soon as its next chunk is ready."
+    )
     chunks_ready: int = 0
     chunks_total: int | None = None
     seconds_ready: float = 0.0
@@ -396,12 +407,15 @@ def with_query(url: str, query: str) -> str:
 
 
 def video_object(
-    video: Video, origin: str = "", queue_position: int | None = None, *, query: str = ""
+    video: Video, origin: str = "", place: Place | None = None, *, query: str = ""
 ) -> VideoObject:
-    """The wire form of a job; `origin` is put before its URLs, and `query` behind them."""
+    """The wire form of a job; `origin` is put before its URLs, and `query` behind them.
+
+    `place` is where it waits, if it does.
+    """
     spec, state = video.spec, video.state
     base = f"{origin}/v1/videos/{spec.id}"
-    eta = video.eta_seconds
+    eta = video.eta_seconds if place is None else place.eta_seconds
     return VideoObject(
         id=spec.id,
         model=spec.model,
@@ -416,8 +430,10 @@ def video_object(
         seconds=ENDLESS if video.seconds is None else format_seconds(video.seconds),
         size=spec.size,
         error=state.error,
-        queue_position=queue_position,
+        priority=spec.priority,
+        queue_position=None if place is None else place.position,
         eta_seconds=None if eta is None else round(eta, 1),
+        pause_requested=state.pause_requested,
         chunks_ready=state.chunks_ready,
         chunks_total=None if spec.frames is None else state.chunks_total,
         seconds_ready=round(state.frames_ready / spec.fps, 3),

@@ -95,7 +95,9 @@ class Settings(BaseSettings):
     )
     max_metadata_bytes: int = Field(16 * 1024, ge=0)
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Largest JSON or form body without a file.")
-    max_queued: int = Field(1000, ge=1, description="Videos waiting; more are refused with 429.")
+    max_queued: int = Field(
+        1000, ge=1, description="Videos of one model that may wait; more are refused with 429."
+    )
     idempotency_seconds: int = Field(24 * 3600, ge=60)
     keep_seconds: float = Field(
         0.0, ge=0, description="A video and its files are removed this long after it has ended; 0: never."
@@ -140,6 +142,17 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
     slots: int = Field(0, ge=0, le=64, description="Videos one worker makes at once; 0: chosen by device.")
     torch_threads: int = Field(0, ge=0, description="CPU threads per torch operation; 0: chosen by device.")
+    turn_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="A video that has run this long stops at its next chunk for another of its priority, if one "
+        "waits and no slot is free. Going on later costs a resume: keep it well above what that takes.",
+    )
+    starvation_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="This often one video of a lower priority that has waited so long gets a turn before all others.",
+    )
     codec: Literal["h264", "hevc", "vp9", "av1"] = "h264"
     crf: int = Field(20, ge=0, le=63, description="Constant rate factor of the codec; lower is better.")
     stage_queue: int = Field(2, ge=1, description="Chunks that may wait between two pipeline stages.")

@@ -104,12 +104,16 @@ class Track:
         self._emissions: deque[Emission] = deque()
         self._error: BaseException | None = None
         self._stopped = False
+        self._rest_after: int | None = None
+        self._emitted: int | None = None
+        """The newest emitted chunk, while no forward has been done since."""
+        self._resting = False
         self._finished = state.done
         self._engine = engine
         self._changed = threading.Condition(engine.lock)
 
     def take(self) -> Emission | None:
-        """The next chunk, waiting for it; None after the last one.
+        """The next chunk, waiting for it; None after the last one, and after the last before a rest.
 
         Raises `Stopped`, and whatever the model raised on this video.
         """
@@ -123,7 +127,7 @@ class Track:
                     return emission
                 if self._error is not None:
                     raise self._error
-                if self._finished:
+                if self._finished or self._resting:
                     return None
                 self._changed.wait()
 
@@ -161,11 +165,32 @@ class Track:
             self._changed.notify_all()
             self._engine.wake()
 
+    def rest_after(self, chunk: int) -> None:
+        """Takes the video out of the engine once `chunk` or a later one has left the window; it continues from there.
+
+        What was emitted is still to be taken. May be repeated.
+        """
+        with self._engine.lock:
+            self._rest_after = chunk
+            self._engine.wake()
+
+    @property
+    def resting(self) -> bool:
+        """Whether it has left the engine by `rest_after`."""
+        return self._resting
+
     # Called by the engine, with its lock held.
 
     @property
     def over(self) -> bool:
-        return self._stopped or self._error is not None or self.state.done
+        return self._stopped or self._resting or self._error is not None or self.state.done
+
+    def rest(self) -> None:
+        """Ends the video's turn here if it is to rest and stands right behind a chunk. No forward may be running."""
+        due = self._rest_after is not None and self._emitted is not None and self._emitted >= self._rest_after
+        if due and not self.over:
+            self._resting = True
+            self._changed.notify_all()
 
     @property
     def runnable(self) -> bool:
@@ -185,6 +210,7 @@ class Track:
         self.forwards_done = self.state.forward
         # Set here, under the lock and together with the last chunk, not when the window ran empty.
         self._finished = self.state.done
+        self._emitted = None if emission is None else emission.chunk
         if emission is not None and not self._stopped:
             self._emissions.append(emission)
             self._changed.notify_all()
@@ -295,6 +321,8 @@ class Engine:
 
     def _next_group(self) -> list[Track]:
         """The video whose turn it is and those that fit into its forward; empty when nobody can run."""
+        for track in self._ring:
+            track.rest()
         for track in [track for track in self._ring if track.over]:
             self._ring.remove(track)
         runnable = [track for track in self._ring if track.runnable]

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal
@@ -14,9 +15,10 @@ import torch
 from redis.exceptions import RedisError
 from torch import Tensor
 
-from app.jobs.job import JobError, Video, VideoSpec
+from app.jobs.job import JobError, Status, Video, VideoSpec
+from app.jobs.line import speed_kind
 from app.jobs.migrations import RecordError
-from app.jobs.store import Event, FenceLost, VideoGone, VideoStore
+from app.jobs.store import Event, FenceLost, Standing, VideoGone, VideoStore
 from app.settings import Settings
 from app.storage import ObjectNotFound, ObjectStore, StorageError
 from app.storage.objects import checkpoint_key, latents_key, video_prefix
@@ -44,6 +46,9 @@ RELEASE_SECONDS = 1.0
 # How much the newest measurement counts in the running mean of seconds per forward.
 SPEED_WEIGHT = 0.2
 
+# How often a running video tells its speed, for estimates about those that wait.
+LEARN_SECONDS = 5.0
+
 
 # Code of the fault after which a process is not used any more.
 OUT_OF_MEMORY = "out_of_memory"
@@ -57,10 +62,8 @@ class Outcome(Enum):
 
     DONE = "done"
     """The video is in a terminal state, deleted, or nothing that this version can read."""
-    FRONT = "front"
-    """Given back unharmed: to be continued before any other."""
-    BACK = "back"
-    """Failed and to be tried again, after the others."""
+    RELEASED = "released"
+    """Given back: it is in line again, or paused."""
     DROPPED = "dropped"
     """Somebody else's by now, or Redis is away: whoever finds it continues it."""
 
@@ -71,6 +74,10 @@ class InvalidRequest(Exception):
 
 class _Preempted(Exception):
     """The worker is to stop."""
+
+
+class _Rests(Exception):
+    """The video was paused, or makes room for another; all that it has emitted is committed."""
 
 
 class _Cancelled(Exception):
@@ -124,10 +131,12 @@ def run_video(video_id: str) -> None:
 class Generation:
     """The work of one slot on one video, from claim to outcome. `wake` makes it look at its flags at once."""
 
-    def __init__(self, runtime: Runtime, video_id: str, claimed: Callable[[VideoSpec, str], None]) -> None:
-        """`claimed` is told the fence, under which the caller then keeps the lease alive."""
+    def __init__(
+        self, runtime: Runtime, video_id: str, lease: str, claimed: Callable[[VideoSpec, str], None]
+    ) -> None:
+        """`claimed` is told the fence, under which the caller then keeps the lease, a member of wip, alive."""
         self.wake = threading.Event()
-        self._runtime, self._video_id, self._claimed = runtime, video_id, claimed
+        self._runtime, self._video_id, self._lease, self._claimed = runtime, video_id, lease, claimed
         self._settings, self._store = runtime.settings, runtime.store
         self._log = logging.LoggerAdapter(log, {"video": video_id, "worker": runtime.worker})
         self._fence = ""
@@ -138,6 +147,9 @@ class Generation:
         self._waiting: Patience | None = None
         self._running: _Running | None = None
         self._revision = ""
+        self._spec: VideoSpec | None = None
+        self._told_to_rest = False
+        self._standing: Standing = "front"  # where it goes when it rests
 
     def _patience(self, stop: threading.Event, **options: Any) -> Patience:
         return Patience(stop, max_seconds=self._settings.retry_max_seconds, log=self._log, **options)
@@ -160,7 +172,9 @@ class Generation:
             self._log.error("not a video for this worker: %s (%s)", error, error.__cause__)
             return Outcome.DONE
         except _Preempted:
-            return self._release(count_attempt=False, outcome=Outcome.FRONT)
+            return self._release(count_attempt=False, standing="next")
+        except _Rests:
+            return self._release(count_attempt=False, standing=self._standing)
         except Stopped:
             return Outcome.DROPPED
 
@@ -169,7 +183,8 @@ class Generation:
             lambda: self._store.claim(self._video_id, self._runtime.worker)
         )
         if not self._fence:
-            return Outcome.DONE
+            return Outcome.DONE if video.state.status.terminal else Outcome.DROPPED
+        self._spec = video.spec
         self._claimed(video.spec, self._fence)
         if video.state.barren_attempts > self._settings.max_attempts:
             error = JobError(
@@ -187,7 +202,7 @@ class Generation:
             self._make(video)
         except InvalidRequest as error:
             return self._fail(JobError(code="invalid_request", message=str(error)))
-        except (FenceLost, VideoGone, RecordError, Stopped, _Preempted):
+        except (FenceLost, VideoGone, RecordError, Stopped, _Preempted, _Rests):
             raise
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
             return self._failed(error)
@@ -267,8 +282,9 @@ class Generation:
         pipeline.join()
         if pipeline.error is not None:
             raise _root(pipeline.error)
+        self._learn_speed(self._running)
         if pipeline.committed < pipeline.layout.chunks:
-            raise Stopped
+            raise _Rests if pipeline.rests else Stopped
 
     def _resume(self, video: Video, config: SamplerConfig) -> tuple[Checkpoint, StreamedDecoder] | None:
         """The newest state the video can be continued from, and a decoder that stands there; None is the start.
@@ -367,9 +383,22 @@ class Generation:
                     controls.revision != self._revision or running.track.undecided
                 ):
                     self._direct(running)
+                self._look_for_rest(paused=controls.pause_requested)
             self._tell_progress()
         except RedisError as error:
             self._log.debug("Redis is away: %s", type(error).__name__)
+
+    def _look_for_rest(self, *, paused: bool) -> None:
+        """Lets the video rest at its next chunk boundary when it is to be paused, or somebody else's turn has come."""
+        if self._running is None or self._spec is None:
+            if paused:
+                raise _Rests  # nothing has been sampled yet
+        elif not self._told_to_rest:
+            reason = None if paused else self._store.make_room(self._spec, self._fence)
+            if paused or reason is not None:
+                self._told_to_rest = True
+                self._standing = "back" if reason == "turn_over" else "front"
+                self._running.pipeline.rest()
 
     def _tell_progress(self) -> None:
         waiting = self._waiting or self._attentively
@@ -380,6 +409,19 @@ class Generation:
             changes, event = news
             self._store.update(self._video_id, self._fence, events=[event], **changes)
             self._running.progress.told(changes)
+            if self._running.progress.lap_seconds >= LEARN_SECONDS:
+                self._learn_speed(self._running)
+
+    def _learn_speed(self, running: _Running) -> None:
+        """Tells how fast this video was sampled since it told last, unless something stood in its way."""
+        if (measured := running.progress.lap()) is None:
+            return
+        spec, scale = running.progress.video.spec, self._runtime.model.sampler.guidance_scale
+        kind = speed_kind(
+            spec.width, spec.height, scale if spec.guidance_scale is None else spec.guidance_scale
+        )
+        with suppress(RedisError):
+            self._store.line.learn_speed(spec.model, kind, measured)
 
     # -- ending it --------------------------------------------------------------------------------------
 
@@ -434,7 +476,7 @@ class Generation:
             raise VideoGone(self._video_id)
         try:
             if video.state.barren_attempts < self._settings.max_attempts:
-                return self._release(count_attempt=True, outcome=Outcome.BACK)
+                return self._release(count_attempt=True, standing="back")
             return self._fail(JobError(code=code, message=message))
         finally:
             if code == OUT_OF_MEMORY:
@@ -446,17 +488,16 @@ class Generation:
         self._conclude("failed", error)
         return Outcome.DONE
 
-    def _release(self, *, count_attempt: bool, outcome: Outcome) -> Outcome:
-        """Gives the video back to be continued by whoever is next."""
+    def _release(self, *, count_attempt: bool, standing: Standing) -> Outcome:
+        """Gives the video back to be continued by whoever is next, or to rest while it is paused."""
         if not self._fence:
-            return outcome
+            return Outcome.DROPPED
         deadline = time.monotonic() + RELEASE_SECONDS
         while True:
             try:
-                video = self._store.get(self._video_id)
-                if video is None:
-                    return self._gone()
-                self._store.release(video, self._fence, count_attempt=count_attempt)
+                video = self._store.release(
+                    self._video_id, self._fence, self._lease, count_attempt=count_attempt, standing=standing
+                )
             except FenceLost:
                 return Outcome.DROPPED
             except VideoGone:
@@ -466,8 +507,11 @@ class Generation:
                     return Outcome.DROPPED
                 time.sleep(0.05)
             else:
-                self._log.info("given back after chunk %d", video.state.chunks_ready - 1)
-                return outcome
+                paused = video.state.status is Status.PAUSED
+                self._log.info(
+                    "%s after chunk %d", "paused" if paused else "given back", video.state.chunks_ready - 1
+                )
+                return Outcome.RELEASED
 
     def _gone(self) -> Outcome:
         """The record is gone. If the video was deleted, so are its objects, those just uploaded included."""
@@ -515,14 +559,16 @@ class _Progress:
         """As it was last directed."""
         self._track, self._pipeline = track, pipeline
         self._every_seconds = every_seconds
-        self._speed: float | None = None
-        self._measured = (time.monotonic(), track.forwards_done)
+        self._speed = video.state.seconds_per_forward  # what an earlier turn has measured
+        self._measured = self._lap = (time.monotonic(), track.forwards_done)
+        self._held_up = False
         self._told_at = float("-inf")
         self._told: dict[str, Any] = {}
 
     def news(self, stalled: str | None) -> tuple[dict[str, Any], Event] | None:
         """Changed state fields and an event, or None when it is too early or nothing has changed."""
         now = time.monotonic()
+        self._held_up = self._held_up or stalled is not None
         due = now - self._told_at >= self._every_seconds or stalled != self._told.get("stalled")
         if not due:
             return None
@@ -555,6 +601,18 @@ class _Progress:
     def told(self, changes: dict[str, Any]) -> None:
         """The news have reached the record."""
         self._told_at, self._told = time.monotonic(), changes
+
+    @property
+    def lap_seconds(self) -> float:
+        """Time since the last `lap`, or the start."""
+        return time.monotonic() - self._lap[0]
+
+    def lap(self) -> float | None:
+        """Seconds per forward since the last call, or the start; None if there was none, or something held it up."""
+        now, done = time.monotonic(), self._track.forwards_done
+        (then, before), self._lap = self._lap, (now, done)
+        held_up, self._held_up = self._held_up, False
+        return None if held_up or done == before else (now - then) / (done - before)
 
     def _measure(self, now: float) -> None:
         then, before = self._measured

@@ -30,7 +30,8 @@ from rq.timeouts import BaseDeathPenalty
 from app.jobs import queue
 from app.jobs.connection import Connection, connect
 from app.jobs.job import ModelCard, VideoSpec
-from app.jobs.store import FenceLost, Taken, VideoGone, VideoStore
+from app.jobs.line import Taken
+from app.jobs.store import FenceLost, VideoGone, VideoStore
 from app.logs import configure_logging
 from app.settings import Settings, get_settings
 from app.signals import Signals
@@ -191,7 +192,7 @@ class Slot(SimpleWorker):
         return found
 
     def execute_job(self, job: Job, queue: Any) -> None:
-        """Makes the video and takes the job out of RQ, or puts it back in line."""
+        """Makes the video, or as much of it as its turn allows, and takes the execution out of RQ."""
         taken, self._taken = self._taken, None
         if taken is None:
             raise RuntimeError("a job that was not taken")
@@ -206,6 +207,7 @@ class Slot(SimpleWorker):
             self.generation = Generation(
                 self.runtime,
                 taken.video_id,
+                execution.composite_key,
                 lambda spec, fence: self._hold_from_now(Held(spec, fence, execution.composite_key, taken)),
             )
             outcome = self.generation.run()
@@ -213,8 +215,8 @@ class Slot(SimpleWorker):
             log.exception("unexpected error", extra=self._about(taken))
         finally:
             with self._holding:
-                held, self._held, self.generation = self._held, None, None
-            self._settle(job, execution, taken, None if held is None else held.spec, outcome)
+                self._held = self.generation = None
+            self._settle(job, execution, taken, outcome)
 
     def _about(self, taken: Taken) -> dict[str, str]:
         return {"video": taken.video_id, "worker": self.name}
@@ -227,7 +229,7 @@ class Slot(SimpleWorker):
 
     def hold(self) -> None:
         """Renews the lease of the running video, if there is one."""
-        # Locked, because a renewal that comes after the video was given back would take it out of line again.
+        # Locked, because a renewal that comes after the video's end would leave a lease behind.
         with self._holding:
             if (held := self._held) is None:
                 return
@@ -236,14 +238,9 @@ class Slot(SimpleWorker):
                     held.spec, held.fence, held.member, self.lease_seconds, in_queue=held.taken.queue
                 )
 
-    def _settle(
-        self, job: Job, execution: Any, taken: Taken, spec: VideoSpec | None, outcome: Outcome
-    ) -> None:
+    def _settle(self, job: Job, execution: Any, taken: Taken, outcome: Outcome) -> None:
         """Tells RQ. If Redis is away it stays as it is: the lease runs out, and the record says what is left to do."""
         try:
-            if spec is not None and outcome in (Outcome.FRONT, Outcome.BACK):
-                front = outcome is Outcome.FRONT
-                self.runtime.store.requeue(spec, execution.composite_key, at_front=front)
             with self.connection.pipeline() as pipe:
                 self.cleanup_execution(job, pipe, execution)
                 pipe.zrem(queue.leases_key(taken.queue), taken.member)
@@ -295,7 +292,7 @@ class Process:
             thread.join(3 * self._settings.control_seconds + 10)
         self._runtime.engine.close(timeout_seconds=0.5)
         with suppress(RedisError):
-            self._runtime.store.worker_gone(self._runtime.worker)
+            self._runtime.store.worker_gone(self._runtime.worker, self._info())
         if self._runtime.spoiled.is_set():
             log.critical("ran out of memory; ending this process, so that a new one starts with all of it")
             return EXIT_OUT_OF_MEMORY
@@ -420,6 +417,8 @@ def serve(
             connect(url),
             origin=settings.public_url or "",
             max_events=settings.max_events,
+            starvation_seconds=settings.starvation_seconds,
+            turn_seconds=settings.turn_seconds,
             keep_seconds=settings.keep_seconds,
         )
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"

@@ -362,6 +362,15 @@ class Pipeline:
         for thread in self._threads:
             thread.start()
 
+    def rest(self) -> None:
+        """Ends all stages at the next chunk boundary, with every chunk before it committed. May be repeated."""
+        self._track.rest_after(self._next_chunk)
+
+    @property
+    def rests(self) -> bool:
+        """Whether the sampler has stopped at a chunk boundary, as asked."""
+        return self._track.resting
+
     def decoding_seconds(self) -> float:
         """How long the decoder has been at the chunk it is at; 0 when it is at none."""
         since = self._decoding_since

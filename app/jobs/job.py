@@ -145,6 +145,7 @@ class VideoState(_Frozen):
     stalled: str | None = Field(None, description="What a running video waits for, in words.")
     error: JobError | None = None
     cancel_requested: bool = False
+    pause_requested: bool = Field(False, description="A running video that rests after its next chunk.")
     finish_requested: bool = Field(False, description="No further chunk shall be begun.")
     pending_prompts: tuple[PendingPrompt, ...] = ()
     steered_at: float | None = Field(
@@ -192,6 +193,8 @@ class Video(_Frozen):
         """Seconds until the last chunk at the measured speed; None while nothing was measured, or without an end."""
         state = self.state
         if state.status is not Status.IN_PROGRESS or not state.forwards_total or self.spec.frames is None:
+            return None
+        if state.pause_requested:
             return None
         if state.seconds_per_forward is None:
             return None

@@ -63,11 +63,7 @@ def enqueue(
     )
 
 
-def dequeue(connection: Connection, spec: VideoSpec) -> bool:
-    """Takes a waiting video out of line; False when it was not waiting (a worker has it, or it is done)."""
-    name = queue_name(spec.model, spec.priority)
-    queue = Queue(name, connection=connection, serializer=JSONSerializer)
-    removed = int(connection.lrem(queue.key, 1, spec.id))
-    if removed:
-        connection.delete(Job.key_for(spec.id))
-    return bool(removed)
+def dequeue(pipeline: Connection, spec: VideoSpec) -> None:
+    """Takes a video out of line, as part of that transaction; nothing happens if it does not stand there."""
+    pipeline.lrem(waiting_key(queue_name(spec.model, spec.priority)), 0, spec.id)
+    pipeline.delete(Job.key_for(spec.id))

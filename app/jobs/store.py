@@ -4,7 +4,7 @@
 |----------------------------------|--------|--------------------------------------------------------------------|
 | longtake:video:{id}              | hash   | `spec` (JSON), one field per `VideoState` field (JSON), `fence`,   |
 |                                  |        | `revision` (another one with each thing asked of a running video), |
-|                                  |        | `charged` (see `app.limits`)                                       |
+|                                  |        | `charged` (see `app.limits`) and the plain fields of `app.jobs.line` |
 | longtake:video:{id}:chunks       | list   | `ChunkRecord` JSON; the position in the list is the chunk's index  |
 | longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id          |
 | longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
@@ -21,9 +21,10 @@ What one owner may ask for, and has asked for, stands in keys of its own: see `a
 
 Webhook deliveries have keys of their own: see `app.jobs.deliveries`.
 
-Beside these stand RQ's own keys (`rq:*`): `rq:queue:{q}` (list, waiting), `rq:wip:{q}` (zset, `{id}:{execution}` by
-the time its lease ends, on the clock of Redis), `rq:job:{id}` (hash). A video that waits in no queue and has no live
-lease is lost, whatever the reason; `VideoStore.reconcile` puts it back in line.
+Beside these stand the keys of `app.jobs.line`, which says who runs when, and RQ's own (`rq:*`): `rq:queue:{q}`
+(list, waiting), `rq:wip:{q}` (zset, `{id}:{execution}` by the time its lease ends, on the clock of Redis),
+`rq:job:{id}` (hash). A video that waits in no queue, has no live lease and is not paused is lost, whatever the
+reason; `VideoStore.reconcile` puts it back in line.
 
 A worker's writes are fenced: they take effect only while the video's `fence` is the token that this worker wrote
 when it claimed the video, so a worker that was given up for dead and wakes again changes nothing.
@@ -37,6 +38,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,6 +59,7 @@ from app.jobs.deliveries import (
     as_argument,
     deliveries_of,
 )
+from app.jobs.estimate import Contender, Place, forwards_needed, places
 from app.jobs.job import (
     ENDED,
     ChunkRecord,
@@ -67,6 +70,7 @@ from app.jobs.job import (
     VideoSpec,
     VideoState,
 )
+from app.jobs.line import Line, Order, Taken, Yield, blocked_key, served_key, speed_kind
 from app.jobs.manifest import Manifest
 from app.jobs.migrations import RecordDamaged, RecordError, migrated
 from app.limits import (
@@ -93,6 +97,9 @@ EXPIRING_KEY = "longtake:expiring"
 RECONCILED_KEY = "longtake:reconciled"
 COUNTED_KEY = "longtake:counted"
 DELETED_SECONDS = 7 * 24 * 3600
+
+# The places in line are worked out at most this often, however many ask.
+PLACES_SECONDS = 0.25
 
 
 def video_key(video_id: str) -> str:
@@ -136,7 +143,11 @@ class IdempotencyMismatch(Exception):
 
 
 class QueueFull(Exception):
-    """As many videos wait as the settings allow."""
+    """As many videos of the model wait as the settings allow."""
+
+
+class NotPaused(Exception):
+    """The video is neither paused nor about to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +167,11 @@ class Controls(NamedTuple):
     revision: str
     """Changes when something was asked that `VideoStore.settle` has to settle."""
     cancel_requested: bool
+    pause_requested: bool
+
+
+Standing = Literal["next", "front", "back"]
+"""Where a video goes that is put back in line: before all of its priority, or to an end of its owner's line."""
 
 
 _LAST_EVENTS: Mapping[Status, EventType] = {
@@ -163,15 +179,6 @@ _LAST_EVENTS: Mapping[Status, EventType] = {
     Status.FAILED: "failed",
     Status.CANCELLED: "cancelled",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A video taken out of line under a lease: its queue, and the lease's member in that queue's `rq:wip`."""
-
-    queue: str
-    video_id: str
-    member: str
 
 
 class Restored(StrEnum):
@@ -270,22 +277,6 @@ if redis.call('ZADD', KEYS[2], ends, ARGV[3]) == 1 then redis.call('LREM', KEYS[
 return 1
 """
 
-# Takes the first waiting video together with a lease, so that a worker that dies right after loses nothing.
-# KEYS: queue, wip, queue, wip, ... by priority. ARGV: name of the taker, milliseconds.
-# Returns the number of the queue (from 1), the id and the member of wip, or nothing.
-_TAKE = """
-for at = 1, #KEYS, 2 do
-  local id = redis.call('LPOP', KEYS[at])
-  if id then
-    local time = redis.call('TIME')
-    local member = id .. ':' .. ARGV[1]
-    redis.call('ZADD', KEYS[at + 1], time[1] + time[2] / 1000000 + ARGV[2] / 1000, member)
-    return {(at + 1) / 2, id, member}
-  end
-end
-return false
-"""
-
 # Counts an owner's waiting videos. KEYS: active, videos of the owner, what stands before the id in a video's key.
 _COUNT_WAITING = """
 local count = 0
@@ -310,6 +301,12 @@ def _state_fields(**changes: Any) -> dict[str, Any]:
     return {name: _plain(value) for name, value in changes.items()}
 
 
+def _record(video: Video) -> dict[str, str]:
+    """The hash of a video that nobody makes."""
+    fields = _dump(_state_fields(**video.state.model_dump()))
+    return {"spec": video.spec.model_dump_json(), "owner": video.spec.owner, "fence": "", **fields}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, JobError):
         return value.model_dump()
@@ -332,6 +329,8 @@ class VideoStore:
         max_events: int = 20_000,
         max_queued: int = 1000,
         idempotency_seconds: int = 24 * 3600,
+        starvation_seconds: float = 600.0,
+        turn_seconds: float = 60.0,
         keep_seconds: float = 0.0,
     ) -> None:
         """`connection` must return bytes (no decode_responses); `origin` is put before URLs inside events.
@@ -348,7 +347,8 @@ class VideoStore:
         self._unreadable: set[str] = set()  # told to the log
         self._write_script = connection.register_script(_WRITE)
         self._hold_script = connection.register_script(_HOLD)
-        self._take_script = connection.register_script(_TAKE)
+        self.line = Line(connection, starvation_seconds=starvation_seconds, turn_seconds=turn_seconds)
+        self._places: dict[str, tuple[float, dict[str, Place]]] = {}
         self._count_waiting_script = connection.register_script(_COUNT_WAITING)
 
     # -- reading ----------------------------------------------------------------------------------------
@@ -413,26 +413,52 @@ class VideoStore:
         raw = self.redis.lindex(chunks_key(video_id), index)
         return None if raw is None else _parse_chunk(raw)
 
-    def queue_positions(self, videos: Iterable[Video]) -> dict[str, int]:
-        """How many videos stand before each of those that wait, in its model's queues; by id, others left out."""
-        pipe = self.redis.pipeline(transaction=False)
-        waiting: list[tuple[str, int]] = []  # id, and the number of its answers
+    def places(self, videos: Iterable[Video]) -> dict[str, Place]:
+        """The places in line of those of the videos that wait, by id; as of a moment ago at most."""
+        found: dict[str, Place] = {}
         for video in videos:
             if video.state.status is not Status.QUEUED:
                 continue
-            names = queue.queue_names(video.spec.model)
-            own = names.index(queue.queue_name(video.spec.model, video.spec.priority))
-            for name in names[:own]:
-                pipe.llen(queue.waiting_key(name))
-            pipe.lpos(queue.waiting_key(names[own]), video.id)
-            waiting.append((video.id, own + 1))
-        answers = iter(pipe.execute() if waiting else [])
-        positions: dict[str, int] = {}
-        for video_id, count in waiting:
-            parts = [next(answers) for _ in range(count)]
-            if parts[-1] is not None:  # None: a worker has just taken it
-                positions[video_id] = sum(map(int, parts))
-        return positions
+            at, known = self._places.get(video.spec.model, (float("-inf"), {}))
+            if time.monotonic() - at > PLACES_SECONDS or video.id not in known:
+                known = self._work_out_places(video.spec.model)
+                self._places[video.spec.model] = (time.monotonic(), known)
+            if (place := known.get(video.id)) is not None:  # None: a worker has just taken it
+                found[video.id] = place
+        return found
+
+    def _work_out_places(self, model: str) -> dict[str, Place]:
+        order = self.line.order(model)
+        seconds = self._seconds_left(model, order)
+        waiting, running = (
+            [Contender(video_id, rank, seconds.get(video_id)) for video_id, rank in entries]
+            for entries in (order.waiting, order.running)
+        )
+        return places(waiting, running, slots=order.slots, turn_seconds=self.line.turn_seconds)
+
+    def _seconds_left(self, model: str, order: Order) -> dict[str, float]:
+        """How long each video still takes in a slot, where that was measured; by id."""
+        speeds, card = self.line.speeds(model), self.models().get(model)
+        if not speeds or card is None:
+            return {}
+        pipe = self.redis.pipeline(transaction=False)
+        ids = [video_id for video_id, _ in (*order.waiting, *order.running)]
+        for video_id in ids:
+            pipe.hmget(video_key(video_id), "spec", "forwards_total", "forwards_done")
+        found: dict[str, float] = {}
+        for video_id, (raw, *counts) in zip(ids, pipe.execute(), strict=True):
+            if raw is None:
+                continue
+            spec = json.loads(raw)  # a thousand `VideoSpec`s would take too long
+            scale = card.guidance_scale if spec["guidance_scale"] is None else spec["guidance_scale"]
+            speed = speeds.get(speed_kind(spec["width"], spec["height"], scale))
+            if spec["frames"] is None:
+                found[video_id] = math.inf
+            elif speed is not None:
+                total, done = (None if count is None else json.loads(count) for count in counts)
+                total = total or forwards_needed(spec["frames"], card, spec["num_inference_steps"])
+                found[video_id] = max(0, total - (done or 0)) * speed
+        return found
 
     # -- the API's side ---------------------------------------------------------------------------------
 
@@ -476,17 +502,14 @@ class VideoStore:
                 left = milliseconds(limits.seconds_per_day) - int(pipe.get(account) or 0)
                 if cost > left:
                     raise DailySecondsExceeded(max(0, left) / 1000)
+            now = self._now()
             pipe.multi()
+            pipe.hset(video_key(spec.id), mapping=_record(video))
             if spec.owner:
                 pipe.hset(LIMITS_KEY, spec.owner, limits.max_running)
                 pipe.hset(video_key(spec.id), "charged", cost)
                 pipe.incrby(account, cost)
                 pipe.expire(account, ACCOUNT_SECONDS)
-            fields = _state_fields(**video.state.model_dump())
-            pipe.hset(
-                video_key(spec.id),
-                mapping={"spec": spec.model_dump_json(), "fence": "", **_dump(fields)},
-            )
             pipe.zadd(owner_key(spec.owner), {spec.id: spec.created_at})
             pipe.hset(ACTIVE_KEY, spec.id, queue.queue_name(spec.model, spec.priority))
             self._add_event(pipe, spec.id, Event("status", self._wire(video)))
@@ -496,7 +519,7 @@ class VideoStore:
                     json.dumps({"digest": idempotency[1], "id": spec.id}),
                     ex=self.idempotency_seconds,
                 )
-            queue.enqueue(self.redis, spec, pipeline=pipe)
+            self._enqueue(pipe, spec, now, "back")
             return Created(video, replayed=False)
 
         watched = [video_key(spec.id), *([idem] if idem else [])]
@@ -520,6 +543,7 @@ class VideoStore:
             waiting = queue.waiting_key(queue.queue_name(video.spec.model, video.spec.priority))
             pipe.watch(waiting)
             in_line = pipe.lpos(waiting, video_id) is not None
+            now = self._now()
             pipe.multi()
             if status.terminal:
                 return video
@@ -528,11 +552,12 @@ class VideoStore:
             elif status is Status.PAUSED or (status is Status.QUEUED and in_line):
                 changes |= {"status": Status.QUEUED}
                 pipe.lrem(waiting, 0, video_id)
-                queue.enqueue(self.redis, video.spec, pipeline=pipe, at_front=True)
+                self._enqueue(pipe, video.spec, now, "next")
             changed = Video(spec=video.spec, state=video.state.model_copy(update=changes))
             pipe.hset(video_key(video_id), mapping=_dump(_state_fields(**changes)))
             if changed.state.status is Status.CANCELLED:
                 pipe.hdel(ACTIVE_KEY, video_id)
+                self._dequeue(pipe, video.spec)
                 if changed.state.expires_at is not None:
                     pipe.zadd(EXPIRING_KEY, {video_id: changed.state.expires_at})
                 pipe.hincrby(COUNTED_KEY, f"ended:{Status.CANCELLED}", 1)
@@ -544,10 +569,53 @@ class VideoStore:
                 self._add_event(pipe, video_id, Event("status", self._wire(changed)))
             return changed
 
-        video = self._optimistically(transact, video_key(video_id))
-        if video.state.status is Status.CANCELLED:
-            queue.dequeue(self.redis, video.spec)
-        return video
+        return self._optimistically(transact, video_key(video_id))
+
+    def request_pause(self, video_id: str) -> Video:
+        """Pauses a waiting video at once and tells a running one to rest after its next chunk.
+
+        One that rests already, was told so before, is being cancelled or has ended stays as it is. Raises `VideoGone`.
+        """
+
+        def transact(pipe: Connection) -> Video:
+            video = _parse(pipe.hgetall(video_key(video_id)))
+            if video is None:
+                raise VideoGone(video_id)
+            pipe.multi()
+            state = video.state
+            if state.status.terminal or state.status is Status.PAUSED:
+                return video
+            if state.cancel_requested or state.pause_requested:
+                return video
+            if state.status is Status.IN_PROGRESS:
+                return self._change(pipe, video, pause_requested=True)
+            self._dequeue(pipe, video.spec)
+            return self._change(pipe, video, status=Status.PAUSED)
+
+        return self._optimistically(transact, video_key(video_id))
+
+    def resume(self, video_id: str) -> Video:
+        """Puts a paused video back at the front of its owner's line, or lets a running one go on after all.
+
+        One that has ended stays as it is. Raises `NotPaused` and `VideoGone`.
+        """
+
+        def transact(pipe: Connection) -> Video:
+            video = _parse(pipe.hgetall(video_key(video_id)))
+            if video is None:
+                raise VideoGone(video_id)
+            now = self._now()
+            pipe.multi()
+            if video.state.status.terminal:
+                return video
+            if video.state.pause_requested:
+                return self._change(pipe, video, pause_requested=False)
+            if video.state.status is not Status.PAUSED:
+                raise NotPaused(video_id)
+            self._enqueue(pipe, video.spec, now, "front")
+            return self._change(pipe, video, status=Status.QUEUED)
+
+        return self._optimistically(transact, video_key(video_id))
 
     def request(self, video_id: str, change: Callable[[Video], Video]) -> Video:
         """Records what a client asks of a video, for the worker that makes it now or later; returns the video.
@@ -578,9 +646,9 @@ class VideoStore:
 
         Webhooks that were not delivered yet are dropped too: what they speak of is no more.
         """
-        waited = queue.dequeue(self.redis, video.spec)
         pipe = self.redis.pipeline()
-        if waited:
+        self._dequeue(pipe, video.spec)
+        if not video.state.status.terminal:
             self._refund(pipe, video)
         pipe.delete(video_key(video.id), chunks_key(video.id), events_key(video.id))
         self.deliveries.drop(pipe, video.id)
@@ -647,8 +715,7 @@ class VideoStore:
         spec, state = video.spec, video.state
         pipe.delete(video_key(spec.id), chunks_key(spec.id), events_key(spec.id))
         pipe.lrem(queue.waiting_key(name), 0, spec.id)
-        fields = _state_fields(**state.model_dump())
-        pipe.hset(video_key(spec.id), mapping={"spec": spec.model_dump_json(), "fence": "", **_dump(fields)})
+        pipe.hset(video_key(spec.id), mapping=_record(video))
         if spec.owner:  # it was paid for when it was asked for
             pipe.hset(video_key(spec.id), "charged", asked_milliseconds(spec))
         if manifest.chunks:
@@ -662,12 +729,11 @@ class VideoStore:
         else:
             pipe.hset(ACTIVE_KEY, spec.id, name)
             if state.status is not Status.PAUSED:
-                queue.enqueue(self.redis, spec, pipeline=pipe)
+                self._enqueue(pipe, spec, self._now(), "back")
         # The history is lost. What is known of it is told anew, with ids above all that were given before: a client
         # that resumes hears things twice rather than never.
-        seconds, microseconds = self.redis.time()
         latest = max(
-            seconds + microseconds / 1e6,
+            self._now(),
             time.time(),
             state.completed_at or 0,
             *(chunk.created_at for chunk in manifest.chunks[-1:]),
@@ -685,7 +751,8 @@ class VideoStore:
     def claim(self, video_id: str, worker: str, *, count_attempt: bool = True) -> tuple[Video, str]:
         """Takes a video for `worker` and fences out whoever had it. Returns it with the new fence.
 
-        Raises `VideoGone` and `RecordError`. A video in a terminal state is returned as it is with an empty fence.
+        Raises `VideoGone` and `RecordError`. A video that has ended or is paused is returned as it is with an empty
+        fence.
         """
         fence = secrets.token_hex(8)
 
@@ -694,7 +761,7 @@ class VideoStore:
             if video is None:
                 raise VideoGone(video_id)
             pipe.multi()
-            if video.state.status.terminal:
+            if video.state.status.terminal or video.state.status is Status.PAUSED:
                 return video, ""
             changes: dict[str, Any] = {
                 "status": Status.IN_PROGRESS,
@@ -751,7 +818,7 @@ class VideoStore:
         It has ended now, unless `changes` tell its `ending`. Raises `FenceLost` and `VideoGone`.
         """
         changes = {**self.ending(), **changes}
-        changes |= {"status": Status(status), "error": error, "stalled": None}
+        changes |= {"status": Status(status), "error": error, "stalled": None, "pause_requested": False}
         done = Video(spec=video.spec, state=video.state.model_copy(update=changes))
         events = [Event(status, self._wire(done))]
         told = deliveries_of(video.spec, ENDED[status], changes["completed_at"])
@@ -763,22 +830,43 @@ class VideoStore:
         now = time.time()
         return {"completed_at": now, "expires_at": now + self.keep_seconds if self.keep_seconds else None}
 
-    def release(self, video: Video, fence: str, *, count_attempt: bool) -> None:
-        """Gives a claimed video back to be continued elsewhere; the caller enqueues it again.
+    def release(
+        self, video_id: str, fence: str, member: str, *, count_attempt: bool, standing: Standing
+    ) -> Video:
+        """Gives up a claimed video and its lease `member`: back in line, or to rest if a pause was asked for.
 
-        With `count_attempt` false the attempt that ends here is taken back: losing a worker to a shutdown is
-        no failure. Raises `FenceLost` and `VideoGone`.
+        With `count_attempt` false the attempt that ends here is taken back: to make room for another is no failure.
+        Returns the video as it is now. Raises `FenceLost` and `VideoGone`.
         """
-        back = 0 if count_attempt else 1
-        changes: dict[str, Any] = {
-            "status": Status.QUEUED,
-            "worker": "",
-            "attempts": max(0, video.state.attempts - back),
-            "barren_attempts": max(0, video.state.barren_attempts - back),
-            "stalled": None,
-        }
-        released = Video(spec=video.spec, state=video.state.model_copy(update=changes))
-        self._write(video.id, fence, None, changes, [Event("status", self._wire(released))])
+
+        def transact(pipe: Connection) -> Video:
+            raw = pipe.hgetall(video_key(video_id))
+            video = _parse(raw)
+            if video is None:
+                raise VideoGone(video_id)
+            if raw[b"fence"].decode() != fence:
+                raise FenceLost(video_id)
+            state, spec, now = video.state, video.spec, self._now()
+            rests = state.pause_requested and not state.cancel_requested
+            back = 0 if count_attempt else 1
+            pipe.multi()
+            pipe.hset(video_key(video_id), "fence", "")
+            pipe.zrem(queue.leases_key(queue.queue_name(spec.model, spec.priority)), member)
+            self._dequeue(pipe, spec)
+            if not rests:
+                self._enqueue(pipe, spec, now, standing)
+            return self._change(
+                pipe,
+                video,
+                status=Status.PAUSED if rests else Status.QUEUED,
+                pause_requested=False,
+                worker="",
+                attempts=max(0, state.attempts - back),
+                barren_attempts=max(0, state.barren_attempts - back),
+                stalled=None,
+            )
+
+        return self._optimistically(transact, video_key(video_id))
 
     def controls(self, video_id: str, fence: str) -> Controls:
         """What is wanted of a running video, at the cost of one small read. Raises `FenceLost` and `VideoGone`."""
@@ -792,6 +880,17 @@ class VideoStore:
         return Controls(
             (revision or b"").decode(), *(flag is not None and json.loads(flag) for flag in flags)
         )
+
+    def make_room(self, video: VideoSpec, fence: str) -> Yield | None:
+        """Whether the running video should stop at its next chunk boundary for another (`Line.make_room`).
+
+        Raises `FenceLost`.
+        """
+        name = queue.queue_name(video.model, video.priority)
+        answer = self.line.make_room(video.model, video.id, fence, name)
+        if answer == "lost":
+            raise FenceLost(video.id)
+        return answer
 
     def settle(self, video_id: str, fence: str, change: Callable[[Video], Video]) -> tuple[Video, str]:
         """Writes what becomes of everything asked so far; returns the video and the revision that this settles.
@@ -817,13 +916,8 @@ class VideoStore:
     # -- leases and lost videos -------------------------------------------------------------------------
 
     def take(self, model: str, taker: str, lease_seconds: float) -> Taken | None:
-        """Takes the most urgent waiting video of a model out of line; None when none waits."""
-        names = queue.queue_names(model)
-        keys = [key for name in names for key in (queue.waiting_key(name), queue.leases_key(name))]
-        found = self._take_script(keys=keys, args=[taker, int(lease_seconds * 1000)])
-        if not found:
-            return None
-        return Taken(names[int(found[0]) - 1], found[1].decode(), found[2].decode())
+        """Takes the next waiting video of a model out of line; None when none waits that may run."""
+        return self.line.take(model, taker, lease_seconds)
 
     def hold(
         self, video: VideoSpec, fence: str, member: str, lease_seconds: float, *, in_queue: str | None = None
@@ -854,7 +948,8 @@ class VideoStore:
         present: set[str] = set()
         for name in set(active.values()):
             present |= self._waiting_or_leased(self.redis, name)
-        lost = sorted(active.keys() - present)
+        absent = active.keys() - present
+        lost = sorted(absent - self._paused(absent))
         return [
             video_id
             for video_id in lost
@@ -862,28 +957,33 @@ class VideoStore:
             if self._readable(video_id, self._requeue, video_id, active[video_id])
         ]
 
-    def requeue(self, spec: VideoSpec, member: str, *, at_front: bool) -> None:
-        """Gives up the lease `member` and puts the video back in line, in one transaction."""
-        name = queue.queue_name(spec.model, spec.priority)
-        pipe = self.redis.pipeline()
-        pipe.multi()
-        pipe.zrem(queue.leases_key(name), member)
-        pipe.lrem(queue.waiting_key(name), 0, spec.id)
-        queue.enqueue(self.redis, spec, pipeline=pipe, at_front=at_front)
-        pipe.execute()
+    def _paused(self, video_ids: Iterable[str]) -> set[str]:
+        pipe, ids = self.redis.pipeline(transaction=False), list(video_ids)
+        for video_id in ids:
+            pipe.hget(video_key(video_id), "status")
+        paused = json.dumps(Status.PAUSED).encode()
+        return {video_id for video_id, status in zip(ids, pipe.execute(), strict=True) if status == paused}
 
     def _requeue(self, video_id: str, name: str) -> bool:
         def transact(pipe: Connection) -> bool:
             video = _parse(pipe.hgetall(video_key(video_id)))
             present = self._waiting_or_leased(pipe, name)
+            now = self._now()
             pipe.multi()
             if video is None or video.state.status.terminal:
                 pipe.hdel(ACTIVE_KEY, video_id)
                 return False
             if video_id in present or video.state.status is Status.PAUSED:
                 return False
+            if video.state.pause_requested and not video.state.cancel_requested:
+                # Its worker was lost before it came to rest.
+                self._change(
+                    pipe, video, status=Status.PAUSED, pause_requested=False, worker="", stalled=None
+                )
+                pipe.hset(video_key(video_id), "fence", "")
+                return False
             # It has stood in line before; whoever came later waits.
-            queue.enqueue(self.redis, video.spec, pipeline=pipe, at_front=True)
+            self._enqueue(pipe, video.spec, now, "next")
             return True
 
         keys = (video_key(video_id), queue.waiting_key(name), queue.leases_key(name))
@@ -895,8 +995,7 @@ class VideoStore:
         return {i.decode() for i in waiting} | self._leased(connection, name)
 
     def _leased(self, connection: Connection, name: str) -> set[str]:
-        seconds, microseconds = self.redis.time()
-        self.redis.zremrangebyscore(queue.leases_key(name), 0, seconds + microseconds / 1e6)
+        self.redis.zremrangebyscore(queue.leases_key(name), 0, self._now())
         leased = connection.zrange(queue.leases_key(name), 0, -1)
         return {member.decode().partition(":")[0] for member in leased}
 
@@ -919,12 +1018,17 @@ class VideoStore:
         return {card.name: card for card in sorted(cards, key=lambda c: c.created_at)}
 
     def worker_alive(self, name: str, info: Mapping[str, Any], lease_seconds: float) -> None:
-        """Announces a worker; it counts as gone when it has not called again within the lease."""
-        self.redis.set(worker_key(name), json.dumps(info), px=int(lease_seconds * 1000))
+        """Announces a worker and the slots it has for its model; it counts as gone when the lease runs out.
 
-    def worker_gone(self, name: str) -> None:
+        `info` holds `model` and `slots`, and what else is worth knowing.
+        """
+        self.redis.set(worker_key(name), json.dumps(info), px=int(lease_seconds * 1000))
+        self.line.announce_slots(info["model"], name, info["slots"], lease_seconds)
+
+    def worker_gone(self, name: str, info: Mapping[str, Any]) -> None:
         """Takes a worker off the list at once."""
         self.redis.delete(worker_key(name))
+        self.line.withdraw_slots(info["model"], name, info["slots"])
 
     def workers(self) -> list[dict[str, Any]]:
         """Live workers, as they announced themselves."""
@@ -967,6 +1071,32 @@ class VideoStore:
 
     def _waiting(self, model: str) -> int:
         return sum(int(self.redis.llen(queue.waiting_key(name))) for name in queue.queue_names(model))
+
+    def _now(self) -> float:
+        """Unix seconds on the clock of Redis."""
+        seconds, microseconds = self.redis.time()
+        return float(seconds + microseconds / 1e6)
+
+    def _enqueue(self, pipe: Connection, spec: VideoSpec, now: float, standing: Standing) -> None:
+        """Puts a video in line as part of a transaction. No limit applies: it was let in when it was created."""
+        if standing == "next":
+            pipe.zrem(served_key(spec.model), spec.owner)  # it was not served after all
+        pipe.delete(blocked_key(spec.model))
+        pipe.hset(video_key(spec.id), "since", now)
+        pipe.hdel(video_key(spec.id), "rank", "turn", "yielding")
+        queue.enqueue(self.redis, spec, pipeline=pipe, at_front=standing != "back")
+        self._places.pop(spec.model, None)
+
+    def _dequeue(self, pipe: Connection, spec: VideoSpec) -> None:
+        queue.dequeue(pipe, spec)
+        self._places.pop(spec.model, None)
+
+    def _change(self, pipe: Connection, video: Video, **changes: Any) -> Video:
+        """Changes state fields as part of a transaction, tells the watchers, and returns the changed video."""
+        changed = Video(spec=video.spec, state=video.state.model_copy(update=changes))
+        pipe.hset(video_key(video.id), mapping=_dump(_state_fields(**changes)))
+        self._add_event(pipe, video.id, Event("status", self._wire(changed)))
+        return changed
 
     def _wire(self, video: Video) -> dict[str, Any]:
         return video_object(video, self.origin).model_dump(mode="json")

@@ -58,6 +58,7 @@ export function describe(video, { cancelling = false } = {}) {
       };
     case "in_progress": {
       if (cancelling) return { headline: "Stopping", detail: "what is made so far is kept" };
+      if (video.pause_requested) return { headline: "Pausing", detail: "after the next chunk" };
       if (video.stalled) return { headline: "Held up for a moment", detail: video.stalled };
       const left = video.eta_seconds == null ? "" : remaining(video.eta_seconds);
       if (!video.chunks_ready) return { headline: "Painting the first frames", detail: left };

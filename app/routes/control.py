@@ -1,4 +1,4 @@
-"""A video that waits or is being made: cancel it, finish it, change its length, steer it."""
+"""A video that waits or is being made: cancel, pause, resume or finish it, change its length, steer it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.context import Context, Ctx, no_video
-from app.errors import invalid
+from app.errors import conflict, invalid
 from app.forms import read_body
 from app.jobs.job import Status, Video
 from app.jobs.manifest import Manifest
-from app.jobs.store import VideoGone
+from app.jobs.store import NotPaused, VideoGone
 from app.routes.documentation import body, errors
 from app.schemas import SteerVideo, UpdateVideo, VideoObject
 from app.specification import parse
@@ -50,6 +50,41 @@ def _keep_wish(ctx: Context, video: Video) -> None:
     except StorageError as error:
         # Redis has it; only the loss of both would bring the video back to life.
         log.warning("the manifest of a cancelled video is not up to date: %s", error)
+
+
+@router.post("/pause", response_model=VideoObject, responses=errors(404, 409, 503), summary="Pause a video")
+def pause_video(video_id: str, ctx: Ctx) -> VideoObject:
+    """A waiting video is paused at once. A running one finishes its next chunk first: until then it is `in_progress`
+    with `pause_requested`; then its worker is free, and what it has made can be watched.
+
+    Pausing it again changes nothing. A video that has ended or is being cancelled cannot be paused (409).
+    """
+    try:
+        video = ctx.videos.request_pause(ctx.video(video_id).id)
+    except VideoGone as error:
+        raise no_video() from error
+    if video.state.status.terminal:
+        raise ended(video)
+    if video.state.cancel_requested:
+        raise conflict("The video is being cancelled.", code="video_cancelled")
+    return ctx.wire(video)[0]
+
+
+@router.post("/resume", response_model=VideoObject, responses=errors(404, 409, 503), summary="Resume a video")
+def resume_video(video_id: str, ctx: Ctx) -> VideoObject:
+    """Puts a paused video back in line, before the others of its owner; it goes on where it stopped, bit for bit.
+
+    A running video that was to be paused goes on. A video that is not paused, or has ended, cannot be resumed (409).
+    """
+    try:
+        video = ctx.videos.resume(ctx.video(video_id).id)
+    except VideoGone as error:
+        raise no_video() from error
+    except NotPaused as error:
+        raise conflict("The video is not paused.", code="video_not_paused") from error
+    if video.state.status.terminal:
+        raise ended(video)
+    return ctx.wire(video)[0]
 
 
 @router.post(

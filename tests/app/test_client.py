@@ -118,6 +118,10 @@ def test_list_walks_over_all_pages(client: LongtakeClient) -> None:
 
 def test_cancel_and_delete(client: LongtakeClient) -> None:
     video = client.create("A red ball")
+    assert client.pause(video.id).status is Status.PAUSED
+    assert client.resume(video.id).status is Status.QUEUED
+    with pytest.raises(Conflict):
+        client.resume(video.id)
     assert client.cancel(video.id).status is Status.CANCELLED
     assert client.cancel(video.id).status is Status.CANCELLED
     assert client.delete(video.id) is True

@@ -121,7 +121,8 @@ def test_finishing_tells_the_worker_once_and_repeats_harmlessly(api: Api) -> Non
 def test_a_waiting_video_is_finished_if_it_has_chunks(api: Api) -> None:
     fresh, released = api.create()["id"], begun(api)
     api.error(ask(api, fresh, "finish"), 409, "video_not_started")
-    api.worker.videos.release(stored(api, released), api.worker.fences[released], count_attempt=False)
+    fence = api.worker.fences[released]
+    api.worker.videos.release(released, fence, f"{released}:double", count_attempt=False, standing="front")
     for _ in range(2):
         assert ask(api, released, "finish").json()["status"] == "queued"
     assert stored(api, released).state.finish_requested

@@ -93,6 +93,10 @@ def test_a_waiting_video_tells_its_place_in_line() -> None:
     ]
 
 
+def test_a_running_video_tells_that_it_will_be_paused() -> None:
+    assert Progress(video(pause_requested=True)).words(0)[0] == "about to be paused"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (8.4, "8 s"), (59.6, "1:00"), (65, "1:05"), (7200, "2:00:00")]
 )

@@ -43,7 +43,7 @@ def end(*_):
     store.redis.ping()  # Redis is still there
     print("worker ends", flush=True); os._exit(0)
 signal.signal(signal.SIGTERM, end)
-store.worker_alive(f"w{os.getpid()}", {"host": socket.gethostname(), "pid": os.getpid()}, 60)
+store.worker_alive(f"w{os.getpid()}", {"model": "m", "slots": 1, "host": socket.gethostname(), "pid": os.getpid()}, 60)
 while True:
     signal.pause()
 """

@@ -93,7 +93,7 @@ class Painter(threading.Thread):
     def run(self) -> None:
         while not self.ending.is_set():
             self.store.register_model(self.card)
-            self.store.worker_alive("painter", {"name": "painter", "model": "builtin"}, 15.0)
+            self.store.worker_alive("painter", {"name": "painter", "model": "builtin", "slots": 1}, 15.0)
             taken = None if self.resting.is_set() else self.store.take("builtin", "painter", 3600.0)
             if taken is None:
                 self.ending.wait(0.05)

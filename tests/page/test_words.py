@@ -43,6 +43,7 @@ def test_each_state_has_its_words(page: Page) -> None:
         ({**MADE, "eta_seconds": 400}, False, "12 s of 60 s ready | about 7 min left"),
         ({**MADE, "eta_seconds": 9000}, False, "12 s of 60 s ready | about 2.5 h left"),
         (MADE, False, "12 s of 60 s ready"),
+        ({**MADE, "pause_requested": True}, False, "Pausing | after the next chunk"),
         (MADE, True, "Stopping | what is made so far is kept"),
         ({**MADE, "stalled": "the store is away"}, False, "Held up for a moment | the store is away"),
         ({**MADE, "seconds_ready": 60}, False, "All 60 s ready | putting the file together"),

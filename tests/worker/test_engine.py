@@ -277,3 +277,41 @@ def test_closing_lets_go_of_everyone(stand_in: Any, engines: Any) -> None:
         drain(track)
     with pytest.raises(Stopped):
         engine.call(lambda model: model)
+
+
+def test_a_video_that_is_to_rest_leaves_at_a_chunk_boundary_and_goes_on_from_there(
+    tiny_folder: Path, engines: Any
+) -> None:
+    engine = engines(load_model(str(tiny_folder)))
+    whole = joined(drain(join(engine)))
+    track = join(engine)
+    emissions = [track.take(), track.take()]
+    track.rest_after(3)
+    while (emission := track.take()) is not None:
+        emissions.append(emission)
+    assert track.resting
+    found = [emission for emission in emissions if emission is not None]
+    assert [emission.chunk for emission in found] == list(range(len(found)))
+    assert 4 <= len(found) <= 5
+    model = engine.model
+    state = WindowState.from_tensors(*found[-1].state, model.device)
+    rest = engine.add(state, track.conditioning, capacity=2)
+    assert torch.equal(torch.cat([e.latents for e in [*found, *drain(rest)]], dim=2), whole)
+    assert not rest.resting
+
+
+def test_a_video_with_no_room_for_another_chunk_rests_at_once_and_a_finished_one_has_finished(
+    tiny_folder: Path, engines: Any
+) -> None:
+    engine = engines(load_model(str(tiny_folder)))
+    full = join(engine, capacity=1)
+    waited = time.monotonic() + 30
+    while full.runnable and time.monotonic() < waited:
+        time.sleep(0.005)
+    full.rest_after(0)
+    assert [emission.chunk for emission in drain(full)] == [0]
+    assert full.resting
+    done = join(engine, chunks=2)
+    done.rest_after(1)
+    assert len(drain(done)) == 2
+    assert not done.resting

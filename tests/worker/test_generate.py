@@ -288,9 +288,8 @@ def test_a_shutdown_gives_the_video_back_and_the_next_worker_finishes_it_to_the_
         if video.state.status is not Status.COMPLETED:
             assert video.state.status is Status.QUEUED
             assert (video.state.attempts, video.state.worker) == (0, "")
-            assert work.store.queue_positions([video]) == {disturbed.id: 0}, (
-                "it stands in front of the one that came later"
-            )
+            place = work.store.places([video])[disturbed.id]
+            assert place.position == 0, "it stands in front of the one that came later"
         chunks = video.state.chunks_ready
     work.start()
     work.wait(disturbed.id, "completed")

@@ -14,12 +14,12 @@ from rq.serializers import JSONSerializer
 from app.jobs import queue
 from app.jobs.connection import connect
 from app.jobs.job import Status, TimedPrompt, VideoSpec, new_video_id
+from app.jobs.line import Taken
 from app.jobs.store import (
     ACTIVE_KEY,
     RECONCILED_KEY,
     Event,
     FenceLost,
-    Taken,
     VideoGone,
     VideoStore,
     events_key,
@@ -135,11 +135,17 @@ def test_a_reaped_lease_is_taken_back_unless_somebody_claimed_the_video(
 
 def test_giving_back_is_one_step_and_leaves_one_entry(store: VideoStore, submit: Any) -> None:
     first, second = submit(), submit()
-    for _ in range(2):
-        take(store)
-    store.requeue(second, f"{second.id}:w", at_front=False)
-    store.requeue(first, f"{first.id}:w", at_front=True)
-    store.requeue(first, f"{first.id}:w", at_front=True)
+    taken = [take(store) for _ in range(2)]
+    fences = [store.claim(spec.id, "w")[1] for spec in (first, second)]
+    for spec, fence, lease, standing in zip(
+        (second, first), fences[::-1], taken[::-1], ("back", "next"), strict=True
+    ):
+        released = store.release(spec.id, fence, lease.member, count_attempt=False, standing=standing)
+        assert (released.state.status, released.state.attempts) == (Status.QUEUED, 0)
+        with pytest.raises(FenceLost):
+            store.hold(spec, fence, lease.member, LEASE)
+        with pytest.raises(FenceLost):  # the same again after a lost answer
+            store.release(spec.id, fence, lease.member, count_attempt=False, standing=standing)
     assert waiting(store) == [first.id, second.id]
     assert leases(store) == []
     assert take(store).video_id == first.id
@@ -220,9 +226,7 @@ def test_attempts_are_counted_and_a_chunk_shows_that_the_last_was_not_in_vain(
     store.commit_chunk(spec, fence, chunk, checkpoint=0)
     video, fence = store.claim(spec.id, "w")
     assert (video.state.attempts, video.state.barren_attempts) == (3, 1)
-    store.release(video, fence, count_attempt=False)
-    released = store.get(spec.id)
-    assert released is not None
+    released = store.release(spec.id, fence, f"{spec.id}:w", count_attempt=False, standing="front")
     assert (released.state.attempts, released.state.barren_attempts) == (2, 0)
     assert released.state.status is Status.QUEUED
 

@@ -1,0 +1,89 @@
+"""When a waiting video will be ready, from measured speed and what competes with it. Pure; knows no Redis.
+
+Nothing is made up: without a measured speed, a live slot or a known end there is no estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.jobs.job import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a waiting video stands: how many are taken before it, and seconds until its end if they can be told."""
+
+    position: int
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A video that runs or waits: its rank (1 is the most urgent) and the seconds a slot of its own would take.
+
+    ``inf`` seconds: it has no end. None: nothing was measured that tells.
+    """
+
+    video_id: str
+    rank: int
+    seconds: float | None
+
+
+def forwards_needed(frames: int, card: ModelCard, num_inference_steps: int | None = None) -> int:
+    """Forwards of a whole video: ``m * (N + K - 1)`` for N chunks (`worker.sampler.window.SamplerConfig.forwards`)."""
+    latents = 1 + -(-max(0, frames - 1) // card.temporal_factor)
+    chunks = -(-latents // card.chunk_latents)
+    per_shift = (num_inference_steps or card.levels) // card.chunks_in_flight
+    return per_shift * (chunks + card.chunks_in_flight - 1)
+
+
+def places(
+    waiting: Sequence[Contender], running: Sequence[Contender], *, slots: int, turn_seconds: float
+) -> dict[str, Place]:
+    """The place of every waiting video, given in the order in which they are taken.
+
+    What is more urgent is made first; equals take turns of `turn_seconds`, so a short video does not wait for the
+    end of a long one. The work of others is spread over the live slots. New videos may always come before these.
+    """
+    found: dict[str, Place] = {}
+    everyone = [*running, *waiting]
+    for position, mine in enumerate(waiting):
+        ahead = len(running) + position
+        found[mine.video_id] = Place(position, _eta(mine, everyone, ahead, slots, turn_seconds))
+    return found
+
+
+def _eta(
+    mine: Contender, everyone: Sequence[Contender], ahead: int, slots: int, turn_seconds: float
+) -> float | None:
+    """`ahead`: where `mine` stands among `everyone`."""
+    if mine.seconds is None or not math.isfinite(mine.seconds) or slots < 1:
+        return None
+    others, competing = 0.0, 0
+    for place, other in enumerate(everyone):
+        if place == ahead or other.rank > mine.rank:
+            continue
+        most = math.inf if other.rank < mine.rank else _share(mine.seconds, turn_seconds, place < ahead)
+        if most == 0:
+            continue
+        if other.seconds is None and math.isinf(most):
+            return None
+        others += most if other.seconds is None else min(other.seconds, most)
+        competing += 1
+    if math.isinf(others):
+        return None
+    return mine.seconds + (others / slots if competing >= slots else 0.0)
+
+
+def _share(seconds: float, turn_seconds: float, first: bool) -> float:
+    """The most that an equal runs until a video of `seconds` is done: a turn for each of its turns.
+
+    One that stands behind it (not `first`) comes in between its turns only.
+    """
+    if turn_seconds <= 0:
+        return seconds
+    turns = max(1, math.ceil(seconds / turn_seconds))
+    return (turns if first else turns - 1) * turn_seconds
