@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import re
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from app.auth import Caller
-from app.errors import APIError, not_found, too_many
+from app.errors import APIError, not_found, too_many, unavailable
 from app.jobs.connection import connect
 from app.jobs.events import EventHub
 from app.jobs.job import ChunkRecord, Video, VideoSpec
@@ -57,6 +60,7 @@ class Context:
         self.events = EventHub(
             url, heartbeat_seconds=settings.sse_heartbeat_seconds, queue_limit=settings.sse_client_queue
         )
+        self._decoding = asyncio.Semaphore(settings.uploads_at_once)
         self.keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)
         self.request_rate = RequestRate(self.videos.redis)
         secret = settings.signing_secret
@@ -92,17 +96,35 @@ class Context:
         """The object store. Raises `StorageError` while it cannot be opened; blocks."""
         return self._store.get()
 
-    def video(self, video_id: str) -> Video:
-        """The caller's video of a path. Raises `APIError` 404, also for the video of somebody else."""
-        video = self.videos.get(self.video_id(video_id))
+    @asynccontextmanager
+    async def decoding(self) -> AsyncIterator[None]:
+        """A turn to decode an upload. Raises `APIError` 503 when the others take too long."""
+        try:
+            async with asyncio.timeout(self.settings.upload_queue_seconds):
+                await self._decoding.acquire()
+        except TimeoutError as error:
+            raise unavailable(
+                "Too many uploads are being decoded.", code="uploads_busy", retry_after_seconds=10
+            ) from error
+        try:
+            yield
+        finally:
+            self._decoding.release()
+
+    def video(self, video_id: str, *, param: str = "video_id") -> Video:
+        """The caller's video of a path, or of the field `param`.
+
+        Raises `APIError` 404, also for the video of somebody else.
+        """
+        video = self.videos.get(self.video_id(video_id, param=param))
         if video is None or video.spec.owner != self.owner:
-            raise no_video()
+            raise no_video(param)
         return video
 
-    def video_id(self, text: str) -> str:
+    def video_id(self, text: str, *, param: str = "video_id") -> str:
         """The id in a path, whoever's it is. Raises `APIError` 404 for what cannot be one."""
         if not _VIDEO_ID.fullmatch(text):
-            raise no_video()
+            raise no_video(param)
         return text
 
     def create(self, spec: VideoSpec, *, idempotency: tuple[str, str] | None = None) -> Created:
@@ -175,9 +197,9 @@ class _LazyStore:
             return self._opened
 
 
-def no_video() -> APIError:
+def no_video(param: str = "video_id") -> APIError:
     """404 for an id that is not, or no longer, a video's."""
-    return not_found("There is no such video.", code="video_not_found", param="video_id")
+    return not_found("There is no such video.", code="video_not_found", param=param)
 
 
 async def _context(request: Request) -> Context:

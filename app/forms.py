@@ -6,18 +6,22 @@ element. Nothing is guessed and nothing is dropped: a body that is cut off, repe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable
+import tempfile
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from app.errors import APIError, invalid, quoted
+from app.errors import APIError, body_too_large, invalid, quoted
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -29,32 +33,46 @@ _NAME = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])*)")
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """An uploaded file of a multipart form."""
+    """An uploaded file. It has no name on the disk and is gone when it is closed.
 
-    filename: str
-    content_type: str
-    data: bytes
+    What the client calls it, and what type it says it has, are not kept: only its bytes count.
+    """
+
+    file: IO[bytes]
+    sha256: str
+
+    def close(self) -> None:
+        self.file.close()
 
 
-async def read_body(request: Request) -> dict[str, Any]:
-    """The fields of a request's body. Form scalars stay strings.
+@asynccontextmanager
+async def read_body(
+    request: Request, *, max_file_bytes: int | None = None, max_text_bytes: int | None = None
+) -> AsyncIterator[dict[str, Any]]:
+    """The fields of a request's body. Form scalars stay strings; files are `FilePart`s, closed in the end.
 
-    Raises `APIError`: 400 for a malformed body, 415 for another media type.
+    The limits are for the files of a form, and for what is beside them and in memory; None: the body's own limit is
+    enough. Raises `APIError`: 400 for a malformed body, 413 for a larger one, 415 for another media type.
     """
     media_type, options = parse_options_header(request.headers.get("content-type"))
     match media_type.lower():
         case b"application/json":
-            return _from_json(await request.body())
+            yield _from_json(await request.body())
         case b"multipart/form-data":
-            return nested(await _from_multipart(request, options.get(b"boundary", b"")))
+            parts = _Parts(max_file_bytes, max_text_bytes)
+            try:
+                yield await _from_multipart(request, options.get(b"boundary", b""), parts)
+            finally:
+                parts.close()
         case b"application/x-www-form-urlencoded":
-            return nested(_from_urlencoded(await request.body()))
-    raise APIError(
-        415,
-        "The body must be application/json or multipart/form-data.",
-        code="unsupported_media_type",
-        param="Content-Type",
-    )
+            yield nested(_from_urlencoded(await request.body()))
+        case _:
+            raise APIError(
+                415,
+                "The body must be application/json or multipart/form-data.",
+                code="unsupported_media_type",
+                param="Content-Type",
+            )
 
 
 def nested(fields: Iterable[tuple[str, str | FilePart]]) -> dict[str, Any]:
@@ -117,31 +135,53 @@ def _from_urlencoded(body: bytes) -> list[tuple[str, str]]:
         raise _malformed("The urlencoded body is malformed.") from error
 
 
-async def _from_multipart(request: Request, boundary: bytes) -> list[tuple[str, str | FilePart]]:
+async def _from_multipart(request: Request, boundary: bytes, parts: _Parts) -> dict[str, Any]:
     if not boundary:
         raise _malformed("The Content-Type of the multipart body names no boundary.")
-    parts = _Parts()
     try:
         parser = MultipartParser(boundary, parts.callbacks())
         async for block in request.stream():
-            parser.write(block)
+            # A disk can be slow; the other requests do not wait for it.
+            await run_in_threadpool(parser.write, block)
+        if not parts.ended:
+            raise _malformed("The multipart body ends too early.")
+        if parts.max_text_bytes is not None and parts.too_much_text:
+            raise body_too_large(parts.max_text_bytes)
+        if parts.too_large is not None:
+            raise APIError(
+                413,
+                f"The file is larger than {parts.max_file_bytes} bytes.",
+                code="file_too_large",
+                param=parts.too_large,
+            )
+        return nested(parts.fields)
     except FormParserError as error:
         raise _malformed("The multipart body is malformed.") from error
-    if not parts.ended:
-        raise _malformed("The multipart body ends too early.")
-    return parts.fields
 
 
 class _Parts:
-    """Collects the parts of a multipart body. The body is limited, so they fit in memory."""
+    """Collects the parts of a multipart body: text in memory, as the body is limited, files on the disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_file_bytes: int | None, max_text_bytes: int | None) -> None:
         self.fields: list[tuple[str, str | FilePart]] = []
         self.ended = False
+        self.too_large: str | None = None
+        """Name of a file above the limit. The rest of it is read all the same, so that the client sees the answer."""
+        self.max_file_bytes = max_file_bytes
+        self.max_text_bytes = max_text_bytes
+        self._name = ""
+        self._file: IO[bytes] | None = None
+        self._digest = hashlib.sha256()
+        self._file_bytes = self._text_bytes = 0
         self._headers: dict[str, bytes] = {}
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._data = bytearray()
+
+    @property
+    def too_much_text(self) -> bool:
+        """Whether the text is above the limit. Its rest is read all the same, too."""
+        return self.max_text_bytes is not None and self._text_bytes > self.max_text_bytes
 
     def callbacks(self) -> MultipartCallbacks:
         return {
@@ -149,6 +189,7 @@ class _Parts:
             "on_header_field": self._on_header_name,
             "on_header_value": self._on_header_value,
             "on_header_end": self._on_header_end,
+            "on_headers_finished": self._on_headers,
             "on_part_data": self._on_data,
             "on_part_end": self._on_part_end,
             "on_end": self._on_end,
@@ -169,25 +210,53 @@ class _Parts:
         self._header_name.clear()
         self._header_value.clear()
 
-    def _on_data(self, data: bytes, start: int, end: int) -> None:
-        self._data += data[start:end]
-
-    def _on_part_end(self) -> None:
+    def _on_headers(self) -> None:
         if len(self.fields) >= _MAX_FIELDS:
             raise _malformed(f"The form has more than {_MAX_FIELDS} fields.")
         _, options = parse_options_header(self._headers.get("content-disposition"))
         if b"name" not in options:
             raise _malformed("A part of the multipart body has no name.")
         try:
-            name = options[b"name"].decode()
-            if b"filename" in options:
-                filename = options[b"filename"].decode()
-                content_type = self._headers.get("content-type", b"").decode("latin-1")
-                self.fields.append((name, FilePart(filename, content_type, bytes(self._data))))
-            else:
-                self.fields.append((name, self._data.decode()))
+            self._name = options[b"name"].decode()
+        except UnicodeDecodeError as error:
+            raise _malformed("A field's name in the multipart body is not UTF-8.") from error
+        if b"filename" in options:
+            self._file, self._digest = tempfile.TemporaryFile(), hashlib.sha256()  # noqa: SIM115 - closed by `close`
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if self._file is None:
+            self._text_bytes += end - start
+            if not self.too_much_text:
+                self._data += data[start:end]
+            return
+        self._file_bytes += end - start
+        if self.max_file_bytes is not None and self._file_bytes > self.max_file_bytes:
+            self.too_large = self.too_large or self._name
+            return
+        block = memoryview(data)[start:end]
+        self._file.write(block)
+        self._digest.update(block)
+
+    def _on_part_end(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            self.fields.append((self._name, FilePart(self._file, self._digest.hexdigest())))
+            self._file = None
+            return
+        if self.too_much_text:
+            return
+        try:
+            self.fields.append((self._name, self._data.decode()))
         except UnicodeDecodeError as error:
             raise _malformed("A field of the multipart body is not UTF-8.") from error
+
+    def close(self) -> None:
+        """Gives up the files."""
+        if self._file is not None:
+            self._file.close()
+        for _, value in self.fields:
+            if isinstance(value, FilePart):
+                value.close()
 
     def _on_end(self) -> None:
         self.ended = True

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -40,9 +41,9 @@ from app.jobs.migrations import RecordError
 from app.logs import configure_logging
 from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
 from app.removal import Sweeper
-from app.routes import chunks, control, events, operations, page, reference, videos, webhooks
+from app.routes import chunks, control, derived, events, operations, page, reference, videos, webhooks
 from app.routes.documentation import errors
-from app.schemas import CreateVideo, SteerVideo, UpdateVideo
+from app.schemas import CreateVideo, ExtendVideo, RemixVideo, SteerVideo, UpdateVideo
 from app.settings import Settings
 from app.storage import StorageError
 from app.webhooks import WebhookSender
@@ -66,6 +67,7 @@ made and nothing else. The playback addresses of a video can be opened without a
 
 
 _ROUTERS = (
+    derived.router,
     videos.router,
     control.router,
     chunks.router,
@@ -235,8 +237,16 @@ def _middleware(settings: Settings, context: Context) -> list[Middleware]:
             signer=context.signer,
         )
     )
-    layers.append(Middleware(BodyLimit, max_bytes=settings.max_body_bytes))
+    layers.append(Middleware(BodyLimit, max_bytes=partial(_max_body_bytes, settings)))
     return layers
+
+
+def _max_body_bytes(settings: Settings, path: str, media_type: str) -> int:
+    """Only the request that may bring an image or a video may be large."""
+    if path != "/v1/videos":
+        return settings.max_body_bytes
+    largest = settings.max_body_bytes + settings.max_data_url_bytes
+    return largest + settings.max_upload_bytes if media_type == "multipart/form-data" else largest
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -320,7 +330,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 content = operation["responses"].get("422", {}).get("content", {})
                 if "HTTPValidationError" in json.dumps(content):
                     del operation["responses"]["422"]
-        for body in (CreateVideo, UpdateVideo, SteerVideo):
+        for body in (CreateVideo, ExtendVideo, RemixVideo, UpdateVideo, SteerVideo):
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= schema.pop("$defs", {})
             schemas[body.__name__] = schema

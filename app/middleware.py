@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -88,7 +88,8 @@ def _owner(scope: Scope) -> dict[str, str]:
 class BodyLimit:
     """Refuses bodies above a size with 413: at once by their announced length, else by the bytes that arrive."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: Callable[[str, str], int]) -> None:
+        """`max_bytes` is told the path and the media type of a request."""
         self.app = app
         self.max_bytes = max_bytes
 
@@ -97,11 +98,13 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        limit = self.max_bytes(scope["path"], media_type)
         announced = headers.get("content-length", "")
-        if announced.isascii() and announced.isdigit() and int(announced[:20]) > self.max_bytes:
+        if announced.isascii() and announced.isdigit() and int(announced[:20]) > limit:
             if "expect" not in headers:  # such a client waits to be asked for its body
                 await _discard(receive)
-            await body_too_large(self.max_bytes).response()(scope, receive, send)
+            await body_too_large(limit).response()(scope, receive, send)
             return
         seen = 0
 
@@ -110,10 +113,10 @@ class BodyLimit:
             message = await receive()
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
-                if seen > self.max_bytes:
+                if seen > limit:
                     if message.get("more_body"):
                         await _discard(receive)
-                    raise body_too_large(self.max_bytes)
+                    raise body_too_large(limit)
             return message
 
         await self.app(scope, counted, send)

@@ -7,9 +7,18 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from app.forms import FilePart
 from app.jobs.deliveries import DeliveryRecord, Outcome, Secret
 from app.jobs.estimate import Place
 from app.jobs.job import (
@@ -92,6 +101,25 @@ def _json_in_text(value: Any) -> Any:
         raise _wrong("it is not JSON") from None
 
 
+def _source(value: Any) -> Any:
+    if isinstance(value, FilePart):
+        raise _wrong("it names a video of this service, as video[id]; a file can be an input_reference")
+    return value
+
+
+def _reference(value: Any) -> FilePart | str:
+    """An uploaded file, or the data: URL of one."""
+    if isinstance(value, FilePart):
+        return value
+    if not isinstance(value, dict):
+        raise _wrong("it must be a file, or an object with an image_url")
+    if value.keys() != {"image_url"} or not isinstance(value["image_url"], str):
+        raise _wrong("it must be a file, or an object with an image_url and nothing else")
+    if not value["image_url"].lower().startswith("data:"):
+        raise _wrong("image_url must be a data: URL; this server fetches nothing. Send the file instead")
+    return value["image_url"]
+
+
 Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str)]
 Words = Annotated[str, BeforeValidator(_words, json_schema_input_type=str)]
 Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float | str)]
@@ -112,6 +140,25 @@ class _Request(BaseModel):
         if not isinstance(fields, dict):
             return fields
         return {k: v for k, v in fields.items() if v is not None or k not in cls.model_fields}
+
+
+InputReference = Annotated[
+    Any,
+    PlainValidator(_reference),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "format": "binary", "description": "In a form: the file."},
+                {
+                    "type": "object",
+                    "properties": {"image_url": {"type": "string", "description": "A data: URL in base64."}},
+                    "required": ["image_url"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
 
 
 class PromptAt(BaseModel):
@@ -161,6 +208,11 @@ class CreateVideo(_Request):
     num_inference_steps: Whole | None = Field(
         None, gt=0, le=1000, description="Noise levels; a multiple of the model's chunks in flight."
     )
+    input_reference: InputReference | None = Field(
+        None,
+        description="An image (JPEG, PNG, WebP) or a video (MP4, MOV, WebM, MKV) that the video begins with; a "
+        "file of a form, or a data: URL. It is scaled to cover the size and cropped around its centre.",
+    )
     priority: Priority | None = Field(None, description="Order between waiting videos; default: normal.")
     metadata: Metadata | None = Field(
         None, description="Your own labels, text to text; in a form one JSON string or `metadata[key]`."
@@ -174,6 +226,41 @@ class CreateVideo(_Request):
         max_length=8,
         description="What to tell it; in a form one JSON string. Default: how the video ends, no chunks.",
     )
+
+
+class SourceVideo(BaseModel):
+    """An earlier video; in a form the field `video[id]`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: Text
+
+
+class ExtendVideo(_Request):
+    """What POST /v1/videos/extensions takes. All else is as in the source."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"video": {"id": "video_..."}, "prompt": "Night falls", "seconds": 120}]
+        }
+    )
+
+    video: Annotated[SourceVideo, BeforeValidator(_source)]
+    prompt: Words = Field(description="What to show from the end of the source on.")
+    seconds: Length = Field(description="Length of the whole, the source's included, or `endless`.")
+    seed: Whole | None = Field(None, ge=0, le=2**63 - 1, description="Default: the source's.")
+    priority: Priority | None = Field(None, description="Default: the source's.")
+    metadata: Metadata | None = None
+
+
+class RemixVideo(_Request):
+    """What POST /v1/videos/{id}/remix takes. All else is as in the source, the seed too."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "The same lake in winter"}]})
+
+    prompt: Words = Field(description="What to show; it replaces all prompts of the source.")
+    priority: Priority | None = Field(None, description="Default: the source's.")
+    metadata: Metadata | None = None
 
 
 class UpdateVideo(_Request):
@@ -236,6 +323,15 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
+class ReferenceObject(BaseModel):
+    """What a video was given to begin with: the upload's own upright size, and the frames it became."""
+
+    kind: Literal["image", "video"]
+    width: int
+    height: int
+    frames: int
+
+
 class VideoObject(BaseModel):
     """A video as clients see it. Times are Unix seconds."""
 
@@ -259,6 +355,8 @@ class VideoObject(BaseModel):
     size: str
     error: JobError | None = None
     remixed_from_video_id: str | None = None
+    extended_from_video_id: str | None = None
+    input_reference: ReferenceObject | None = None
 
     priority: Priority = "normal"
     queue_position: int | None = Field(
@@ -430,6 +528,11 @@ def video_object(
         seconds=ENDLESS if video.seconds is None else format_seconds(video.seconds),
         size=spec.size,
         error=state.error,
+        remixed_from_video_id=spec.remixed_from,
+        extended_from_video_id=spec.extended_from,
+        input_reference=None
+        if spec.reference is None
+        else ReferenceObject(**spec.reference.model_dump(exclude={"sha256"})),
         priority=spec.priority,
         queue_position=None if place is None else place.position,
         eta_seconds=None if eta is None else round(eta, 1),

@@ -95,6 +95,27 @@ class Settings(BaseSettings):
     )
     max_metadata_bytes: int = Field(16 * 1024, ge=0)
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Largest JSON or form body without a file.")
+    max_data_url_bytes: int = Field(
+        8 * 1024 * 1024,
+        ge=0,
+        description="Characters of a data: URL; a larger file is sent as a form's file.",
+    )
+    max_upload_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="Largest uploaded image or video.")
+    max_upload_pixels: int = Field(50_000_000, ge=1, description="Pixels of an uploaded image.")
+    max_upload_video_pixels: int = Field(
+        4096 * 2304, ge=1, description="Pixels of one frame of an uploaded video."
+    )
+    max_upload_seconds: float = Field(10.0, gt=0, description="Longest uploaded video.")
+    max_upload_frames: int = Field(1200, ge=1, description="Frames of an uploaded video.")
+    upload_memory_bytes: int = Field(
+        2 * 1024**3, ge=512 * 1024**2, description="Address space of the process that decodes an upload."
+    )
+    upload_cpu_seconds: int = Field(60, ge=1, description="CPU time that decoding an upload may take.")
+    upload_wall_seconds: float = Field(120.0, gt=0, description="Time that decoding an upload may take.")
+    uploads_at_once: int = Field(2, ge=1, description="Uploads decoded at the same time; the others wait.")
+    upload_queue_seconds: float = Field(
+        30.0, ge=0, description="How long an upload waits for that; then the client is told to try again."
+    )
     max_queued: int = Field(
         1000, ge=1, description="Videos of one model that may wait; more are refused with 429."
     )

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from app.errors import from_validation, invalid, quoted, unavailable, unknown_parameter
-from app.jobs.job import ENDED, ModelCard, TimedPrompt, VideoSpec, new_video_id
-from app.schemas import ENDLESS, CreateVideo, format_seconds
+from app.jobs.job import ENDED, ModelCard, Reference, TimedPrompt, Video, VideoSpec, new_video_id
+from app.schemas import ENDLESS, CreateVideo, ExtendVideo, RemixVideo, format_seconds
 from app.settings import Settings
 from app.webhooks import InvalidReceiver, receiver_url
 
@@ -35,9 +35,14 @@ def parse(kind: type[R], fields: Mapping[str, Any]) -> R:
         raise from_validation(error.errors(include_url=False, include_context=False)) from error
 
 
-def digest(request: CreateVideo) -> str:
-    """What tells two request bodies apart, however they were written."""
-    text = json.dumps(request.model_dump(mode="json", exclude_none=True), sort_keys=True)
+def digest(request: BaseModel, *beside: str) -> str:
+    """What tells two requests apart, however their bodies were written.
+
+    `beside` is what is not in the body: which operation, on which video, and the hash of an uploaded file.
+    """
+    # A file is told by its hash: the same bytes are the same request as a file and as a data: URL.
+    fields = request.model_dump(mode="json", exclude_none=True, exclude={"input_reference"})
+    text = json.dumps([fields, *beside], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -77,6 +82,81 @@ def specify(request: CreateVideo, cards: Mapping[str, ModelCard], settings: Sett
         webhook_url=_webhook_url(request, settings),
         webhook_events=tuple(dict.fromkeys(request.webhook_events or ENDED.values())),
     )
+
+
+def specify_extension(
+    source: Video, request: ExtendVideo, cards: Mapping[str, ModelCard], settings: Settings
+) -> VideoSpec:
+    """The video that begins with the committed chunks of `source` and goes on.
+
+    Raises `APIError`: 400 for what cannot be made, 503 while no worker has registered a model.
+    """
+    spec, begins = source.spec, source.state.frames_ready / source.spec.fps
+    card = _model(spec.model, cards, settings)
+    _size(spec.size, card)
+    seconds = check_seconds(request.seconds, spec.fps, settings)
+    frames = frames_of(seconds, spec.fps)
+    if frames is not None and frames <= source.state.frames_ready:
+        raise invalid(
+            f"seconds is the length of the whole: more than the {format_seconds(begins)} s there are.",
+            param="seconds",
+        )
+    check_text(request.prompt, settings, "prompt")
+    earlier = tuple(prompt for prompt in spec.prompts if prompt.at < begins)
+    return spec.model_copy(
+        update={
+            "id": new_video_id(),
+            "created_at": time.time(),
+            "prompts": (*earlier, TimedPrompt(at=begins, text=request.prompt)),
+            "seconds": seconds,
+            "frames": frames,
+            "seed": spec.seed if request.seed is None else request.seed,
+            "priority": request.priority or spec.priority,
+            "metadata": check_metadata(request.metadata or {}, settings),
+            "extended_from": spec.id,
+            "remixed_from": None,
+            "given_chunks": source.state.chunks_ready,
+        }
+    )
+
+
+def specify_remix(
+    source: VideoSpec, request: RemixVideo, cards: Mapping[str, ModelCard], settings: Settings
+) -> VideoSpec:
+    """The video with the seed, settings and reference of another, and a prompt of its own.
+
+    Raises `APIError`: 400 for what cannot be made, 503 while no worker has registered a model.
+    """
+    card = _model(source.model, cards, settings)
+    _size(source.size, card)
+    check_text(request.prompt, settings, "prompt")
+    spec = source.model_copy(
+        update={
+            "id": new_video_id(),
+            "created_at": time.time(),
+            "prompts": (TimedPrompt(at=0, text=request.prompt),),
+            "priority": request.priority or source.priority,
+            "metadata": check_metadata(request.metadata or {}, settings),
+            "extended_from": None,
+            "remixed_from": source.id,
+            "given_chunks": 0,
+        }
+    )
+    return spec if spec.reference is None else begin_with(spec, spec.reference, card)
+
+
+def begin_with(spec: VideoSpec, reference: Reference, card: ModelCard) -> VideoSpec:
+    """The video with a reference at its beginning. Raises `APIError` 400 when that is all of it."""
+    if spec.seconds is not None and spec.frames is not None and reference.frames >= spec.frames:
+        raise invalid(
+            f"The first {format_seconds(reference.frames / spec.fps)} s are given; "
+            f"{format_seconds(spec.seconds)} s leave nothing to be made.",
+            param="seconds",
+            code="reference_too_long",
+        )
+    beyond = reference.frames - card.frames_of_chunks(1)
+    chunks = 1 + beyond // (card.chunk_latents * card.temporal_factor)
+    return spec.model_copy(update={"reference": reference, "given_chunks": chunks})
 
 
 def _model(name: str | None, cards: Mapping[str, ModelCard], settings: Settings) -> ModelCard:

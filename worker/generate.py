@@ -36,7 +36,8 @@ from worker.media.assemble import AssemblyError
 from worker.media.encode import EncoderSettings, EncodingError
 from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.pipeline import BlackFrames, Layout, Patience, Pipeline, StageError, chunk_number, conclude
-from worker.sampler.window import SamplerConfig, WindowState
+from worker.sampler.window import SamplerConfig
+from worker.starts import Start, StartLost
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +203,8 @@ class Generation:
             self._make(video)
         except InvalidRequest as error:
             return self._fail(JobError(code="invalid_request", message=str(error)))
+        except StartLost as error:
+            return self._fail(JobError(code=error.code, message=error.message))
         except (FenceLost, VideoGone, RecordError, Stopped, _Preempted, _Rests):
             raise
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
@@ -231,10 +234,31 @@ class Generation:
             frame_shape = model.geometry.latent_shape(spec.width, spec.height)
         except ValueError as error:
             raise InvalidRequest(f"This model cannot make {spec.size}: {error}.") from error
+        given = spec.given_chunks
+        if ready < given:
+            # All that is asked by now counts from behind the given chunks on; whether there is more is settled here.
+            video = self._when_redis_answers(lambda: self._settle(given, config))
+        start = Start(
+            spec=video.spec,
+            layout=chunk_layout(video.spec, model, self._settings),
+            config=config,
+            frame_shape=frame_shape,
+            model=model,
+            store=self._store,
+            objects=self._runtime.objects,
+            attentively=self._attentively,
+            encoder=_encoder_settings(self._settings),
+        )
+        if ready < given:
+            start.lay(ready, self._fence, self._check_flags, ending=video.state.ending)
+            if video.state.ending:
+                return
+            video = self._when_redis_answers(lambda: self._store.get(self._video_id)) or video
+            ready = video.state.chunks_ready
         resumed = self._resume(video, config)
         if resumed is None:
-            state = WindowState.start(config, spec.seed, frame_shape, total=None, device=model.device)
-            decoder, encoder = model.open_decoder(), _encoder_settings(self._settings)
+            state, decoder = start.window(), start.decoder()
+            encoder = _encoder_settings(self._settings)
         else:
             state, decoder, encoder = resumed[0].window, resumed[1], resumed[0].encoder
         video = self._when_redis_answers(lambda: self._settle(state.next_chunk, config))
@@ -323,7 +347,9 @@ class Generation:
         """Settles in the record what everything asked so far comes to, and returns it. Raises `RedisError`."""
 
         def change(video: Video) -> Video:
-            free = first_open_chunk(next_chunk, video.state.chunks_ready, config.chunks_in_flight)
+            # No window saw the given chunks being made.
+            made = video.state.chunks_ready if video.state.chunks_ready > video.spec.given_chunks else 0
+            free = first_open_chunk(next_chunk, made, config.chunks_in_flight)
             return directed(video, free, chunk_layout(video.spec, self._runtime.model, self._settings))
 
         video, self._revision = self._store.settle(self._video_id, self._fence, change)

@@ -41,7 +41,7 @@ from app.storage.objects import (
 from worker.checkpoint import pack_checkpoint, pack_latents
 from worker.engine import Emission, Stopped, Track
 from worker.media.assemble import AssemblyError, assemble_final, spritesheet
-from worker.media.encode import EncoderSettings, encode_chunk
+from worker.media.encode import EncodedChunk, EncoderSettings, encode_chunk
 from worker.models.base import Geometry, InvalidOutput, StreamedDecoder, VideoFrames
 
 T = TypeVar("T")
@@ -443,14 +443,7 @@ class Pipeline:
             index = decoded.emission.chunk
             first = self.layout.first_frame(index)
             chunk = encode_chunk(decoded.frames, index, first, self._spec.fps, self._encoder)
-            record = ChunkRecord(
-                index=index,
-                first_frame=first,
-                frames=chunk.frames,
-                bytes=len(chunk.segment),
-                sha256=hashlib.sha256(chunk.segment).hexdigest(),
-                created_at=time.time(),
-            )
+            record = record_of(chunk, index, first)
             checkpoint = pack_checkpoint(index, decoded.emission.state, self._encoder)
             latents = pack_latents(decoded.emission.latents)
             self._segments.put(_Encoded(record, chunk.init, chunk.segment, latents, checkpoint))
@@ -485,6 +478,18 @@ class Pipeline:
             self._archive.supersede(record.index - 1)
         if self._archive.manifest_due:
             self._archive.write_manifest(seconds=self._manifest_seconds)
+
+
+def record_of(chunk: EncodedChunk, index: int, first_frame: int) -> ChunkRecord:
+    """The record of a chunk that was just encoded."""
+    return ChunkRecord(
+        index=index,
+        first_frame=first_frame,
+        frames=chunk.frames,
+        bytes=len(chunk.segment),
+        sha256=hashlib.sha256(chunk.segment).hexdigest(),
+        created_at=time.time(),
+    )
 
 
 def conclude(

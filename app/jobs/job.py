@@ -51,6 +51,18 @@ class TimedPrompt(_Frozen):
     text: str
 
 
+class Reference(_Frozen):
+    """An uploaded image or clip that a video begins with, as stored under `reference_key`."""
+
+    kind: Literal["image", "video"]
+    width: int = Field(
+        gt=0, description="Pixels of the upload, upright; what is stored has the video's size."
+    )
+    height: int = Field(gt=0)
+    frames: int = Field(gt=0, description="Frames of the video that it gives: whole chunks.")
+    sha256: str = Field(description="Of the uploaded file.")
+
+
 class PendingPrompt(_Frozen):
     """A prompt for a running video that no chunk has been given yet: for second ``at``, or None for at once."""
 
@@ -78,6 +90,16 @@ class VideoSpec(_Frozen):
     seed: int = Field(ge=0, le=2**63 - 1)
     guidance_scale: float | None = None
     num_inference_steps: int | None = None
+    reference: Reference | None = None
+    extended_from: str | None = Field(
+        None, description="Video whose first `given_chunks` chunks begin this one."
+    )
+    remixed_from: str | None = None
+    given_chunks: int = Field(
+        0,
+        ge=0,
+        description="Chunks that come from `extended_from`, else from `reference`; the rest is sampled.",
+    )
     priority: Priority = "normal"
     metadata: dict[str, str] = Field(default_factory=dict)
     webhook_url: str | None = None
@@ -217,6 +239,10 @@ class ModelCard(_Frozen):
     created_at: float
     example_prompts: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    def frames_of_chunks(self, chunks: int) -> int:
+        """Frames that the first `chunks` chunks of a video hold; its first latent is one frame."""
+        return 0 if chunks < 1 else 1 + (chunks * self.chunk_latents - 1) * self.temporal_factor
 
     @property
     def levels(self) -> int:

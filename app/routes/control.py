@@ -117,7 +117,8 @@ async def update_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject
     409 `video_ending`. What is made already stays as it is, to the bit. A video does not become shorter than what is
     begun of it: asked for less than that, it ends there, and `seconds` tells.
     """
-    asked = parse(UpdateVideo, await read_body(request))
+    async with read_body(request) as fields:
+        asked = parse(UpdateVideo, fields)
     if not asked.model_fields_set:
         raise invalid("There is nothing to change.", param=None, code="missing_required_parameter")
     return await run_in_threadpool(_ask, ctx, video_id, lambda video: update(video, asked, ctx.settings))
@@ -137,7 +138,8 @@ async def steer_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject:
     the prompt stands in `prompts`, in the place of an earlier one for the same chunk. The same timeline and seed give
     the same video again. A prompt that comes too late for any chunk stays in `pending_prompts`.
     """
-    asked = parse(SteerVideo, await read_body(request))
+    async with read_body(request) as fields:
+        asked = parse(SteerVideo, fields)
     return await run_in_threadpool(_ask, ctx, video_id, lambda video: steer(video, asked, ctx.settings))
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import closing
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
 from app.context import Context, Ctx
 from app.errors import APIError, invalid, not_found
-from app.forms import read_body
-from app.jobs.job import Status, Video
-from app.jobs.store import IdempotencyMismatch
+from app.forms import FilePart, read_body
+from app.jobs.job import Status, Video, VideoSpec
 from app.media_container import partial_header
 from app.object_response import IMMUTABLE, REVALIDATE, Part, not_modified, object_response
 from app.removal import remove
+from app.routes.creation import IdempotencyKey, answer, record
 from app.routes.documentation import body, errors, file
 from app.schemas import CreateVideo, VideoDeleted, VideoList, VideoObject
 from app.specification import digest, parse, specify
@@ -29,12 +29,11 @@ from app.storage.objects import (
     spritesheet_key,
     thumbnail_key,
 )
+from app.uploads import reference_of, store_reference
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
-
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e][\x20-\x7e]{0,254}", re.ASCII)
 
 # Life of a redirect to the store, long enough for a slow client to begin, and to resume for a while.
 _PRESIGNED_SECONDS = 3600
@@ -48,39 +47,34 @@ _PRESIGNED_SECONDS = 3600
     summary="Ask for a video",
 )
 async def create_video(
-    request: Request,
-    response: Response,
-    ctx: Ctx,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            description="Repeating a request with the same key and body gives the first answer for a day."
-        ),
-    ] = None,
+    request: Request, response: Response, ctx: Ctx, idempotency_key: IdempotencyKey
 ) -> VideoObject:
-    """Puts a video in line. Poll the answer's id, follow its `events_url`, or play its `playlist_url`."""
-    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise invalid("It must be 1 to 255 printable ASCII characters.", param="Idempotency-Key")
-    asked = parse(CreateVideo, await read_body(request))
-    created, replayed = await run_in_threadpool(_create, ctx, asked, idempotency_key)
-    response.headers["openai-poll-after-ms"] = str(ctx.settings.poll_after_ms)
-    if replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return created
+    """Puts a video in line. Poll the answer's id, follow its `events_url`, or play its `playlist_url`.
+
+    With an `input_reference` the video begins with it: an image is held for one chunk, a clip gives as many frames as
+    make whole chunks. It is scaled to cover the size, without distortion, and cropped around its centre.
+    """
+    limits = ctx.settings
+    given = read_body(
+        request,
+        max_file_bytes=limits.max_upload_bytes,
+        max_text_bytes=limits.max_body_bytes + limits.max_data_url_bytes,
+    )
+    async with given as fields:
+        asked = parse(CreateVideo, fields)
+        spec = await run_in_threadpool(lambda: specify(asked, ctx.videos.models(), ctx.settings))
+        upload = await run_in_threadpool(reference_of, asked, ctx.settings)
+        if upload is not None:
+            with closing(upload):
+                async with ctx.decoding():
+                    spec = await run_in_threadpool(_with_reference, ctx, spec, upload)
+    body_digest = digest(asked, "create", upload.sha256 if upload else "")
+    created = await run_in_threadpool(record, ctx, spec, idempotency_key, body_digest)
+    return await run_in_threadpool(answer, ctx, response, created)
 
 
-def _create(ctx: Context, asked: CreateVideo, key: str | None) -> tuple[VideoObject, bool]:
-    spec = specify(asked, ctx.videos.models(), ctx.settings)
-    try:
-        created = ctx.create(spec, idempotency=None if key is None else (key, digest(asked)))
-    except IdempotencyMismatch as error:
-        raise APIError(
-            422,
-            "This Idempotency-Key was used before with another body.",
-            code="idempotency_mismatch",
-            param="Idempotency-Key",
-        ) from error
-    return ctx.wire(created.video)[0], created.replayed
+def _with_reference(ctx: Context, spec: VideoSpec, upload: FilePart) -> VideoSpec:
+    return store_reference(upload, spec, ctx.videos.models()[spec.model], ctx.settings, ctx.objects)
 
 
 @router.get("", response_model=VideoList, responses=errors(400, 503), summary="List videos")

@@ -12,8 +12,9 @@ import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -84,17 +85,27 @@ class FilesystemStore:
     ) -> None:
         """See `ObjectStore.put`. The object is on the disk, not only in a cache, on return."""
         del content_type  # A folder cannot keep it; readers get the one of the extension.
-        with ExitStack() as resources:
-            source = resources.enter_context(data.open("rb")) if isinstance(data, Path) else None
-            resources.enter_context(_translated(key))
+        if isinstance(data, Path):
+            with data.open("rb") as source:
+                self._write(key, source, if_absent)
+        else:
+            self._write(key, BytesIO(data), if_absent)
+
+    def copy(self, source: str, target: str) -> None:
+        """See `ObjectStore.copy`. A file of its own, so that no object's life depends on another's."""
+        validate_key(target)
+        with _translated(source):
+            file = self._open(source)
+        with file:
+            self._write(target, file, if_absent=False)
+
+    def _write(self, key: str, source: BinaryIO, if_absent: bool) -> None:
+        with _translated(key):
             target = self._path(key)
             temporary = self._temporary / secrets.token_hex(16)
             try:
                 with temporary.open("xb") as file:
-                    if source is not None:
-                        shutil.copyfileobj(source, file, _COPY_BYTES)
-                    elif not isinstance(data, Path):
-                        file.write(data)
+                    shutil.copyfileobj(source, file, _COPY_BYTES)
                     file.flush()
                     os.fsync(file.fileno())
                 created = self._install(temporary, target, if_absent)

@@ -15,7 +15,7 @@ Every key is built by a function of this module, and by nothing else.
 | `final_key`       | `videos/{id}/video.mp4`                       | the finished video, one faststart MP4           |
 | `thumbnail_key`   | `videos/{id}/thumbnail.jpg`                   | still picture                                   |
 | `spritesheet_key` | `videos/{id}/spritesheet.jpg`                 | grid of stills, evenly spaced in time           |
-| `reference_key`   | `videos/{id}/reference.{extension}`           | the image or video uploaded as input            |
+| `reference_key`   | `videos/{id}/reference.mkv`                   | the uploaded frames that the video begins with  |
 
 `video_prefix(id)`, `videos/{id}/`, holds all of a video and nothing else: deleting it deletes the video.
 Chunk numbers have six digits, so that a listing in the order of keys is in the order of time.
@@ -227,6 +227,16 @@ class ObjectStore(Protocol):
             OSError: the file to take the bytes from cannot be opened.
         """
 
+    def copy(self, source: str, target: str) -> None:
+        """Write what `source` holds under `target` too, inside the store, as `put` would; the source stays.
+
+        For objects of up to 5 GiB, which is what S3 copies in one request.
+
+        Raises:
+            ObjectNotFound: there is no `source`.
+            StoreFull: no space; nothing is left behind.
+        """
+
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """Read an object, or bytes `[start, end)` of it, into memory.
 
@@ -364,11 +374,9 @@ def spritesheet_key(video_id: str) -> str:
     return video_prefix(video_id) + "spritesheet.jpg"
 
 
-def reference_key(video_id: str, extension: str) -> str:
-    """Key of the uploaded input. `extension` (`png`, `mp4`, no dot) decides the media type it is served as."""
-    if extension not in _CONTENT_TYPES:
-        raise InvalidKey(f"not an extension of an image or a video: {_abbreviated(extension)}")
-    return f"{video_prefix(video_id)}reference.{extension}"
+def reference_key(video_id: str) -> str:
+    """Key of the frames that were given to begin with, in the size and rate of the video, lossless."""
+    return video_prefix(video_id) + "reference.mkv"
 
 
 def _number(index: int) -> str:

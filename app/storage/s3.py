@@ -1,6 +1,6 @@
 """Objects in an S3 bucket, or in any server that speaks the same protocol.
 
-Only what every such server has is used: PutObject (with `If-None-Match: *` for create-if-absent),
+Only what every such server has is used: PutObject (with `If-None-Match: *` for create-if-absent), CopyObject,
 GetObject with ranges, HeadObject, ListObjectsV2, DeleteObject(s), multipart upload, HeadBucket, and presigned GET.
 """
 
@@ -184,6 +184,12 @@ class S3Store:
                 self._client.upload_fileobj(
                     file, self._bucket, name, ExtraArgs={"ContentType": media_type}, Config=self._transfer
                 )
+
+    def copy(self, source: str, target: str) -> None:
+        """See `ObjectStore.copy`. The bytes do not leave the server."""
+        origin, name = {"Bucket": self._bucket, "Key": self._name(source)}, self._name(target)
+        with _translated(source):
+            self._client.copy_object(Bucket=self._bucket, Key=name, CopySource=origin)
 
     def get(self, key: str, start: int = 0, end: int | None = None) -> bytes:
         """See `ObjectStore.get`."""

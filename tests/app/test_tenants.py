@@ -40,6 +40,8 @@ COLLECTIONS = {
 MAKING: set[tuple[str, str]] = {("POST", "/v1/videos")}
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/videos"): {"prompt": "A blue ball", "seconds": 2},
+    ("POST", "/v1/videos/extensions"): {"video": {"id": VIDEO}, "prompt": "A blue ball", "seconds": 60},
+    ("POST", "/v1/videos/{video_id}/remix"): {"prompt": "A blue ball"},
     ("PATCH", "/v1/videos/{video_id}"): {"seconds": 60},
     ("POST", "/v1/videos/{video_id}/prompts"): {"text": "A red ball"},
 }

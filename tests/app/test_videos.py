@@ -172,7 +172,6 @@ BAD = [
     ({"prompts": [{"text": "B"}]}, "missing_required_parameter", "prompts[0].at"),
     ({"prompts": [{"at": 1, "text": "B", "x": 1}]}, "unknown_parameter", "prompts[0].x"),
     ({"prompts": [1]}, "invalid_value", "prompts[0]"),
-    ({"input_reference": "data:image/png;base64,AA=="}, "unknown_parameter", "input_reference"),
     ({"quality": None}, "unknown_parameter", "quality"),
     ({"\ud800": 1}, "unknown_parameter", "\ud800"),
 ]
@@ -250,15 +249,22 @@ def test_a_field_given_twice_is_refused(api: Api) -> None:
     api.error(answer, 400, "invalid_value", "prompt")
 
 
-def test_an_uploaded_file_is_refused_by_name(api: Api) -> None:
-    files = {"prompt": (None, "a"), "input_reference": ("a.png", b"\x89PNG", "image/png")}
-    api.error(api.http.post("/v1/videos", files=files), 400, "unknown_parameter", "input_reference")
+def test_a_file_where_there_is_none_is_refused_by_name(api: Api) -> None:
+    files = {"prompt": (None, "a"), "image": ("a.png", b"\x89PNG", "image/png")}
+    api.error(api.http.post("/v1/videos", files=files), 400, "unknown_parameter", "image")
     api.error(api.http.post("/v1/videos", files={"prompt": ("a.txt", b"a")}), 400, "invalid_value", "prompt")
 
 
 def test_a_body_above_the_limit_is_refused_also_when_its_length_is_not_announced(api: Api) -> None:
-    big = b'{"prompt": "' + b"x" * (api.settings.max_body_bytes + 1) + b'"}'
+    limit = api.settings.max_body_bytes + api.settings.max_data_url_bytes
+    big = b'{"prompt": "' + b"x" * (limit + 1) + b'"}'
     headers = {"Content-Type": "application/json"}
+    remix = f"/v1/videos/{api.create()['id']}/remix"
+    api.error(
+        api.http.post(remix, content=big[: api.settings.max_body_bytes + 1], headers=headers),
+        413,
+        "body_too_large",
+    )
     api.error(api.http.post("/v1/videos", content=big, headers=headers), 413, "body_too_large")
     pieces = (big[at : at + 65536] for at in range(0, len(big), 65536))
     api.error(api.http.post("/v1/videos", content=pieces, headers=headers), 413, "body_too_large")

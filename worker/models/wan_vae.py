@@ -42,13 +42,19 @@ class WanAutoencoder:
     def encode(self, frames: VideoFrames) -> Tensor:
         """Latents ``(1, channels, n, h, w)`` of uint8 frames ``(1 + (n - 1) * temporal_factor, H, W, 3)``."""
         vae, step = self._vae, self._vae.config.scale_factor_temporal
-        pixels = torch.from_numpy(frames.copy()).to(self._mean.device)
-        x = pixels.permute(3, 0, 1, 2).unsqueeze(0).to(self._mean.dtype) / 127.5 - 1
-        if vae.config.patch_size is not None:
-            x = patchify(x, patch_size=vae.config.patch_size)  # type: ignore[no-untyped-call]
         features: list[Any] = [None] * vae._cached_conv_counts["encoder"]
-        parts = [x[:, :, :1], *(x[:, :, i : i + step] for i in range(1, x.shape[2], step))]
-        hidden = torch.cat([vae.encoder(part, feat_cache=features, feat_idx=[0]) for part in parts], dim=2)
+
+        def encoded(part: VideoFrames) -> Tensor:
+            pixels = torch.from_numpy(part.copy()).to(self._mean.device)
+            x = pixels.permute(3, 0, 1, 2).unsqueeze(0).to(self._mean.dtype) / 127.5 - 1
+            if vae.config.patch_size is not None:
+                x = patchify(x, patch_size=vae.config.patch_size)  # type: ignore[no-untyped-call]
+            hidden: Tensor = vae.encoder(x, feat_cache=features, feat_idx=[0])
+            return hidden
+
+        # One latent's frames at a time: as floats, all of a long clip would fill the memory.
+        parts = [frames[:1], *(frames[i : i + step] for i in range(1, len(frames), step))]
+        hidden = torch.cat([encoded(part) for part in parts], dim=2)
         mean = vae.quant_conv(hidden).chunk(2, dim=1)[0]
         latents: Tensor = (mean - self._mean) / self._std
         return latents

@@ -16,7 +16,7 @@ emitted and becomes context, and a chunk of fresh noise enters at the back.
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Final, Self
@@ -248,6 +248,43 @@ class WindowState:
         if context is not None:
             state._know(context, number=-1)
         state._append()
+        return state
+
+    @classmethod
+    def start_after(
+        cls,
+        config: SamplerConfig,
+        seed: int,
+        frame_shape: tuple[int, int, int],
+        *,
+        given: int,
+        load: Callable[[int], Tensor],
+        total: int | None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Window of a video whose chunks ``0 .. given - 1`` exist: sampling begins with chunk ``given``.
+
+        ``load(n)`` gives the clean latents of chunk n, float32 ``(1, channels, C, h, w)``; only those that the
+        window can see are asked for. They count in ``total``, so a video that has them all is done. Context and
+        sink are those of a window that emitted the given chunks itself. Raises ``ValueError`` when the length or
+        a shape does not fit.
+        """
+        state = cls._empty(config, seed, frame_shape, total, torch.device(device))
+        if given < 1 or (total is not None and given > total):
+            raise ValueError(f"{given} chunks are given, total is {total}")
+        size = config.chunk_latents
+        seen = range(max(0, given - config.kept_context_latents // size), given)
+        for number in sorted({0, *seen} if config.sink else seen):
+            latents = load(number)
+            state._check(latents)
+            if latents.shape[2] != size:
+                raise ValueError(f"a chunk has {size} latents, a given one has {latents.shape[2]}")
+            state._know(latents, number)
+        state.known_latents, state.next_chunk = given * size, given
+        if given == total:
+            state.draining = True
+        else:
+            state._append()
         return state
 
     @classmethod

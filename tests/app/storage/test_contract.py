@@ -63,6 +63,31 @@ def test_a_file_can_be_created_only_if_absent(store: ObjectStore, tmp_path: Path
     assert store.get(KEY) == TEXT
 
 
+@pytest.mark.parametrize("size", [0, 300_000])
+def test_a_copy_has_the_bytes_and_outlives_its_source(store: ObjectStore, size: int) -> None:
+    data = os.urandom(size)
+    store.put(KEY, data)
+    target = chunk_key("video_2", 3)
+    store.put(target, b"what was there before")
+    store.copy(KEY, target)
+    assert store.get(KEY) == store.get(target) == data
+    assert store.head(target).content_type == store.head(KEY).content_type == "video/iso.segment"
+    store.delete_prefix(video_prefix("video_1"))
+    assert store.get(target) == data
+    store.copy(target, KEY)
+    store.put(target, b"changed")
+    assert store.get(KEY) == data
+
+
+def test_what_is_not_there_cannot_be_copied(store: ObjectStore) -> None:
+    target = chunk_key("video_2", 0)
+    with pytest.raises(ObjectNotFound):
+        store.copy(KEY, target)
+    assert not store.exists(target)
+    with pytest.raises(InvalidKey):
+        store.copy(KEY, "../elsewhere")
+
+
 def test_a_missing_source_file_is_the_callers_error(store: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         store.put(KEY, tmp_path / "missing")
