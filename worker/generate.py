@@ -366,7 +366,7 @@ class Generation:
         video = self._settle(free, running.config)
         layout = chunk_layout(video.spec, self._runtime.model, self._settings)
         conditioning = self._conditioning(video.spec, layout, since=free - 1, known=track.conditioning)
-        pipeline.layout = layout
+        pipeline.direct(layout)
         self._runtime.engine.call(
             lambda _: track.direct(layout.chunks, conditioning, settled=video.state.ending)
         )

@@ -334,6 +334,7 @@ class Pipeline:
         self.committed = next_chunk
         self.layout = layout
         """Set anew when the video's length changes, before a chunk that this concerns leaves the window."""
+        self._directed = False
         self.error: BaseException | None = None
         self.ended = False
         self._spec, self._fence = spec, fence
@@ -465,7 +466,15 @@ class Pipeline:
     def _put(self, key: str, data: bytes) -> None:
         self._patience(lambda: self._objects.put(key, data))
 
+    def direct(self, layout: Layout) -> None:
+        """Goes on with another length, and has what the record says now in the manifest before the next commit."""
+        self.layout, self._directed = layout, True
+
     def _commit(self, record: ChunkRecord) -> None:
+        if self._directed:
+            # Even without Redis, no committed chunk is made again by older prompts.
+            self._directed = False
+            self._archive.write_manifest(seconds=self._manifest_seconds)
         changes: dict[str, object] = {"checkpoint": record.index}
         if record.index == 0:
             changes["first_chunk_at"] = time.time()

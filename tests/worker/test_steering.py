@@ -166,18 +166,21 @@ def test_asked_to_be_shorter_than_it_is_begun_a_video_ends_there(
 def test_a_prompt_steers_from_the_next_chunk_that_is_begun_and_the_timeline_repeats_it_to_the_bit(
     work: Any, client: Client, tmp_path: Path
 ) -> None:
-    work.start(work.model(step_seconds=0.005))
+    work.start(work.model(step_seconds=0.005), manifest_seconds=600.0)
     plain, spec = work.spec(), work.spec(24 * 600)
     work.store.create(spec)
     begun = work.wait(spec.id, chunks=3).state.chunks_ready
     assert client.steer(spec, "a square").state.pending_prompts
     work.eventually(lambda: not work.video(spec.id).state.pending_prompts)
+    work.wait(spec.id, chunks=work.video(spec.id).state.chunks_ready + 2)  # its chunk is begun
     for text in ("one", "two", "three"):
         client.steer(spec, text)
     client.steer(spec, "much later", at=400)
     work.eventually(lambda: not work.video(spec.id).state.pending_prompts)
     steered = work.video(spec.id)
     work.wait(spec.id, chunks=steered.state.chunks_ready + 5)
+    told = Manifest.from_json(work.objects.get(manifest_key(spec.id)))
+    assert told.spec.prompts == steered.spec.prompts, "Redis may be lost at any time"
     client.finish(spec)
     video = finished(work, spec, tmp_path)
 
@@ -188,8 +191,8 @@ def test_a_prompt_steers_from_the_next_chunk_that_is_begun_and_the_timeline_repe
     assert prompts[-1] == TimedPrompt(at=400, text="much later")
     starts = [chunk.start_seconds(24) for chunk in work.store.chunks(spec.id)]
     assert prompts[1].at in starts[begun + 2 :]
-    told = {event["at"]: event["text"] for event in prompt_events(work.store, spec.id)}
-    assert told == {prompt.at: prompt.text for prompt in prompts[1:]}
+    heard = {event["at"]: event["text"] for event in prompt_events(work.store, spec.id)}
+    assert heard == {prompt.at: prompt.text for prompt in prompts[1:]}
     assert again(work, spec) == work.digests(spec.id)
 
     # It shows from the chunk on that was in the back of the window then, and not before.
