@@ -42,4 +42,4 @@ esac
 say "installing torch ($torch) and the rest into $venv: a few minutes the first time"
 # torch first and alone: its index holds little else, and with it in place nothing below asks for another build.
 pip install --constraint constraints.txt "${index[@]}" torch numpy
-pip install --constraint constraints.txt --editable '.[worker,embedded,test]'
+pip install --constraint constraints.txt --editable '.[worker,evaluation,embedded,test]'

@@ -63,6 +63,7 @@ class Verdict:
     motion: bool
     present: float  # share of frames that show a shape of a plausible size
     jumps: float  # share of steps from frame to frame with a displacement that no motion explains
+    jitter: float  # typical change of the step from frame to frame, widths; the scenes have at most 0.003
     color_error: float  # mean distance to the color asked for, RGB 0..1
     background_error: float
     seen_color: str | None
@@ -266,7 +267,9 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
     shape = _majority(classify_shapes(track.features[seen]), scenes.SHAPES, 0.6)
     background = _majority(_nearest(track.background, scenes.BACKGROUNDS), tuple(scenes.BACKGROUNDS), 0.9)
     motion = classify_motion(track, shape, fps) if seen.mean() >= MOST else None
-    steps = np.hypot(_wrapped(np.diff(track.x)), _wrapped(np.diff(track.y)))[seen[1:] & seen[:-1]]
+    dx, dy = _wrapped(np.diff(track.x)), _wrapped(np.diff(track.y))
+    steps = np.hypot(dx, dy)[seen[1:] & seen[:-1]]
+    changes = np.hypot(np.diff(dx), np.diff(dy))[seen[2:] & seen[1:-1] & seen[:-2]]
     wanted = np.array(scenes.COLORS[attributes.color])
     paper = np.array(scenes.BACKGROUNDS[attributes.background])
     return Verdict(
@@ -276,6 +279,7 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
         motion=motion == attributes.motion,
         present=float(seen.mean()),
         jumps=float((steps > JUMP).mean()) if len(steps) else 0.0,
+        jitter=float(np.median(changes)) if len(changes) else 0.0,
         color_error=float(np.linalg.norm(track.color[seen] - wanted, axis=1).mean()) if seen.any() else 1.0,
         background_error=float(np.linalg.norm(track.background - paper, axis=1).mean()),
         seen_color=color,

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-from worker.evaluation import following
-from worker.models.registry import load_model
 from worker.training import export, latents, transformer, vae
 from worker.training.recipe import Recipe
 
@@ -26,6 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and results")
     parser.add_argument(
         "--model", type=Path, help="pipeline folder that `export` writes (default: OUT/model)"
+    )
+    parser.add_argument(
+        "--plan", default="card", help="of `evaluate`, as `longtake evaluate --config` takes it"
     )
     options = parser.parse_args(arguments)
     recipe, out = Recipe.read(options.config), options.out
@@ -58,18 +59,18 @@ def main(arguments: list[str] | None = None) -> None:
                 checkpoints=out,
                 folder=folder,
             )
-
         case "evaluate":
-            result = {
-                "autoencoder": vae.quality(folder / "vae", recipe.latents.size, device),
-                **following.evaluate(
-                    load_model(str(folder), device=device),
-                    prompts=options.prompts,
-                    long_prompts=options.long_prompts,
-                ),
-            }
-            (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-            print(json.dumps({k: v for k, v in result["following"].items() if k != "videos"}))
+            from worker.evaluation import study  # asks for more than training does
+
+            autoencoder = vae.quality(folder / "vae", recipe.latents.size, device)
+            (out / "autoencoder.json").write_text(json.dumps(autoencoder, indent=1) + "\n")
+            print(json.dumps(autoencoder), flush=True)
+            study.run(
+                study.Plan.read(options.plan),
+                model=str(folder),
+                output=out / "evaluation",
+                device=device.type,
+            )
 
 
 if __name__ == "__main__":

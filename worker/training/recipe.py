@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,15 @@ class Machine:
     threads: int = 0  # per process, of a CPU; 0 leaves the choice to torch
 
 
+def _tables(path: Path) -> dict[str, Any]:
+    """The tables of a file over those of the file that it extends, if it does."""
+    tables = run.read_toml(path)
+    if "extends" not in tables:
+        return tables
+    base = _tables(path.parent / tables.pop("extends"))
+    return base | {name: base.get(name, {}) | table for name, table in tables.items()}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The tables of a configuration file."""
@@ -40,8 +50,8 @@ class Recipe:
 
     @staticmethod
     def read(path: Path) -> Recipe:
-        """Reads and checks a configuration file."""
-        tables = run.read_toml(path)
+        """Reads and checks a configuration file; with `extends` it holds what differs from the file named there."""
+        tables = _tables(path)
         kinds = {
             "machine": Machine,
             "vae": VaeModel,

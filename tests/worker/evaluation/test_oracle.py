@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from worker.evaluation import oracle
+from worker.evaluation import figures, oracle
 from worker.training import scenes
 from worker.training.scenes import SceneAttributes
 
@@ -100,6 +100,36 @@ def test_a_video_without_a_shape_follows_nothing() -> None:
     verdict = oracle.judge(np.zeros((FRAMES, 64, 64, 3), np.uint8), BOUNCING)
     assert verdict.present == 0
     assert (verdict.color, verdict.shape, verdict.motion) == (False, False, False)
+
+
+def test_jitter_is_seen() -> None:
+    frames = video(BOUNCING)
+    rng = np.random.default_rng(0)
+    shaken = np.stack([np.roll(f, tuple(rng.integers(-2, 3, 2)), axis=(0, 1)) for f in frames])
+    assert oracle.judge(frames, BOUNCING).jitter < 0.003
+    assert oracle.judge(shaken, BOUNCING).jitter > figures.JITTERY
+
+
+def test_a_drift_of_shape_is_seen() -> None:
+    frames, other = video(SPINNING), video(SceneAttributes("navy", "yellow", "cross", "spin"))
+    frames[48:] = other[48:]
+    early, late = oracle.judge(frames[:48], SPINNING), oracle.judge(frames[48:], SPINNING)
+    assert (early.shape, early.seen_shape) == (True, "triangle")
+    assert (late.shape, late.seen_shape) == (False, "cross")
+
+
+def test_a_second_shape_of_the_same_color_is_seen() -> None:
+    frames = video(BOUNCING)
+    twice = np.maximum(frames, np.roll(frames, 32, axis=2))
+    assert not oracle.judge(twice, BOUNCING).follows
+
+
+def test_a_shape_that_stops_and_goes_is_seen() -> None:
+    frames = video(SceneAttributes("black", "white", "cross", "left"))
+    stuttering = frames[np.arange(FRAMES) // 24 * 24]
+    verdict = oracle.judge(stuttering, SceneAttributes("black", "white", "cross", "left"))
+    assert not verdict.motion
+    assert verdict.jumps > 0
 
 
 def test_a_drift_of_color_is_seen() -> None:

@@ -6,13 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2DiffusionForcingPipeline
 
 from worker.models.registry import load_model
 from worker.training import __main__ as command
-from worker.training import forward, latents, run, text, transformer, vae
+from worker.training import forward, latents, run, text, transformer, vae, windows
 from worker.training.recipe import Recipe
 
 CONFIG = Path(vae.__file__).parent / "configs" / "tiny.toml"
@@ -150,9 +151,51 @@ def test_the_exported_folder_is_a_model_that_can_be_served(out: Path) -> None:
     assert frames.shape == (9, 32, 32, 3)
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu-refine", "gpu", "tiny"])
-def test_every_configuration_can_be_read(name: str) -> None:
-    Recipe.read(CONFIG.with_name(f"{name}.toml"))
+def test_the_last_stage_evaluates_what_was_exported(out: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        'segment_seconds = 2\n[[sets]]\nseconds = 2\nprompts = 1\nmethods = ["rendered", "progressive"]\n'
+    )
+    command.main(["evaluate", "--config", str(CONFIG), "--out", str(out), "--plan", str(plan)])
+    assert json.loads((out / "autoencoder.json").read_text())["psnr_97_frames"] > 0
+    results = json.loads((out / "evaluation" / "results.json").read_text())
+    assert results["model"]["name"] == "tiny"
+    assert {video["row"] for video in results["videos"]} == {"rendered", "progressive", "reference"}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.parent.rglob("*.toml")), ids=lambda path: path.stem)
+def test_every_configuration_can_be_read(path: Path) -> None:
+    Recipe.read(path)
+
+
+def test_a_configuration_holds_what_differs_from_the_one_it_extends() -> None:
+    whole = Recipe.read(CONFIG.with_name("cpu.toml"))
+    base = Recipe.read(CONFIG.parent / "ablations" / "progressive.toml")
+    variant = Recipe.read(CONFIG.parent / "ablations" / "no-chunks.toml")
+    assert base.transformer_training == replace(whole.transformer_training, minutes=20)
+    assert variant.transformer_training == base.transformer_training
+    assert variant.windows.chunk_latents == 1
+    assert (base.vae, base.windows, base.text) == (whole.vae, whole.windows, whole.text)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIG.parent / "ablations").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_an_ablation_trains_on_windows_of_its_own_kind(path: Path, out: Path) -> None:
+    mixture, data = Recipe.read(path).windows, latents.load(out / "latents.pt", CPU)
+    rng = np.random.default_rng(0)
+    drawn = [windows.draw(data, mixture, 2, rng) for _ in range(60)]
+    kinds = {window.kind for window in drawn}
+    steady = next(window for window in drawn if window.kind == "steady")
+    levels = [len(row.unique()) for row in steady.sigmas]
+    assert levels[0] == mixture.chunks_in_flight + bool(mixture.context_chunks)
+    if path.stem == "no-variable-length":
+        assert not kinds & {"growing", "shrinking", "continued"}
+    if path.stem == "no-overlap":
+        assert not any((window.sigmas == 0).any() for window in drawn)
+    if path.stem == "no-level-shift":
+        on_ladder = steady.sigmas * mixture.chunks_in_flight * mixture.forwards_per_shift
+        assert torch.allclose(on_ladder, on_ladder.round(), atol=1e-4)
 
 
 def test_a_misspelt_key_is_named(tmp_path: Path) -> None:

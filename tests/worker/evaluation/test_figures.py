@@ -1,0 +1,164 @@
+"""From figures of videos to what a report says of methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worker.evaluation import figures
+
+GOOD: dict[str, Any] = {
+    "background": True,
+    "color": True,
+    "shape": True,
+    "motion": True,
+    "present": 1.0,
+    "jumps": 0.0,
+    "jitter": 0.001,
+    "color_error": 0.02,
+    "background_error": 0.0,
+    "seen_color": "red",
+    "seen_shape": "circle",
+    "seen_motion": "bounce",
+    "follows": True,
+}
+WRONG_COLOR = GOOD | {"color": False, "follows": False, "color_error": 0.4, "seen_color": "blue"}
+
+
+def video(row: str, number: int, *verdicts: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {
+        "row": row,
+        "method": row,
+        "seconds": 20.0,
+        "number": number,
+        "class": "one object moving",
+        "segments": [{"oracle": verdict} for verdict in verdicts],
+        "ending": {"oracle": verdicts[-1]},
+        "drift": {"flickering": 0.99},
+        "cost": {
+            "forwards": 100,
+            "latent_forwards": 800,
+            "seconds": 1.0,
+            "cpu_seconds": 1.0,
+            "peak_mb": None,
+        },
+        "features": [],
+    } | fields
+
+
+def test_a_perfect_video_has_no_failure() -> None:
+    found = figures.of_video(video("progressive", 0, GOOD, GOOD))
+    assert found["follows"] == 1
+    failures = ("diverged", "jittered", "ended_badly", "decayed", "lost", "identity")
+    assert [found[name] for name in failures] == [0] * 6
+    assert "peak_mb" not in found
+
+
+@pytest.mark.parametrize(
+    ("failure", "verdicts", "ending"),
+    [
+        ("diverged", (GOOD, WRONG_COLOR), WRONG_COLOR),
+        ("decayed", (GOOD, WRONG_COLOR), WRONG_COLOR),
+        ("identity", (GOOD, WRONG_COLOR), WRONG_COLOR),
+        ("jittered", (GOOD | {"jitter": 0.05}, GOOD), GOOD),
+        ("jittered", (GOOD, GOOD | {"jumps": 0.1}), GOOD),
+        ("ended_badly", (GOOD, GOOD), WRONG_COLOR),
+        ("lost", (GOOD | {"present": 0.5}, GOOD), GOOD),
+    ],
+)
+def test_each_failure_is_told(
+    failure: str, verdicts: tuple[dict[str, Any], ...], ending: dict[str, Any]
+) -> None:
+    found = figures.of_video(video("progressive", 0, *verdicts, ending={"oracle": ending}))
+    assert found[failure] > 0
+
+
+def test_a_single_segment_cannot_decay() -> None:
+    found = figures.of_video(video("progressive", 0, GOOD))
+    assert not found.keys() & {"diverged", "decayed", "identity", "follows_change", "color_error_change"}
+    assert summary([video("progressive", n, GOOD) for n in range(3)])["holds"] == []
+
+
+def test_a_video_that_no_oracle_can_judge_keeps_its_other_figures() -> None:
+    blind = video("progressive", 0, GOOD, segments=[{"oracle": None}], ending={"oracle": None})
+    assert set(figures.of_video(blind)) == {
+        "flickering",
+        "forwards",
+        "latent_forwards",
+        "seconds",
+        "cpu_seconds",
+    }
+
+
+def summary(videos: list[dict[str, Any]]) -> Any:
+    return figures.summarise(videos, seed=0)["20"]
+
+
+def test_intervals_and_differences_are_over_prompts() -> None:
+    ours = [video("progressive", n, GOOD, GOOD) for n in range(8)]
+    theirs = [video("replacement-with-noise", n, GOOD, GOOD if n < 2 else WRONG_COLOR) for n in range(8)]
+    rows = summary(ours + theirs)["rows"]
+    follows = rows["replacement-with-noise"]["figures"]["follows"]
+    values = np.array([1.0] * 2 + [0.5] * 6)
+    assert follows["mean"] == values.mean()
+    assert follows["low"] < values.mean() < follows["high"]
+    error = values.std() / np.sqrt(8)  # of the mean; a bootstrap interval is about two to each side
+    assert follows["high"] - follows["low"] == pytest.approx(4 * error, rel=0.25)
+    difference = rows["replacement-with-noise"]["differences"]["figures"]["follows"]
+    assert rows["replacement-with-noise"]["differences"]["to"] == "progressive"
+    assert difference["mean"] == 1 - values.mean()
+    assert difference["low"] > 0
+
+
+def test_a_claim_is_seen_refuted_or_open() -> None:
+    ours = [video("progressive", n, GOOD, GOOD) for n in range(8)]
+    theirs = [video("no-chunks", n, GOOD, WRONG_COLOR) for n in range(8)]
+
+    def verdicts(videos: list[dict[str, Any]]) -> dict[str, str]:
+        found = summary(videos)["claims"]
+        return {claim["figure"]: claim["verdict"] for claim in found if claim["against"] == "no-chunks"}
+
+    assert verdicts(ours + theirs)["diverged"] == "seen"
+    swapped = [v | {"row": "no-chunks"} for v in ours] + [v | {"row": "progressive"} for v in theirs]
+    assert verdicts(swapped)["diverged"] == "the opposite is seen"
+    assert verdicts(ours + [v | {"row": "no-chunks"} for v in ours])["diverged"] == "no difference seen"
+    assert verdicts(ours[:1] + theirs[:1])["diverged"] == "one prompt only"
+
+
+def test_claims_without_their_videos_stay_open() -> None:
+    claims = summary([video("progressive", 0, GOOD, GOOD)])["claims"]
+    assert [claim["against"] for claim in claims] == [None] * len(figures.CLAIMS)
+    single = [video(row, n, GOOD) for row in ("progressive", "no-chunks") for n in range(3)]
+    chunked = [claim for claim in summary(single)["claims"] if claim["claim"].startswith("Chunked")]
+    assert [claim["against"] for claim in chunked] == [None]  # a single segment cannot diverge
+
+
+def test_trained_variants_are_compared_with_what_was_trained_alike() -> None:
+    rows = [
+        "progressive",
+        "progressive (trained)",
+        "no-chunks (trained)",
+        "no-chunks",
+    ]
+    videos = [video(row, n, GOOD, GOOD) for row in rows for n in range(3)]
+    found = summary(videos)["rows"]
+    assert found["no-chunks (trained)"]["differences"]["to"] == "progressive (trained)"
+    assert found["no-chunks"]["differences"]["to"] == "progressive"
+
+
+def test_a_loss_over_time_is_told() -> None:
+    holding = summary([video("progressive", n, GOOD, GOOD) for n in range(6)])["holds"]
+    assert [figure["verdict"] for figure in holding] == ["no loss seen"] * 2
+    losing = summary([video("progressive", n, GOOD, WRONG_COLOR) for n in range(6)])["holds"]
+    assert [figure["verdict"] for figure in losing] == ["a loss is seen"] * 2
+
+
+def test_scene_classes_have_their_own_figures() -> None:
+    still = [
+        video("progressive", n, GOOD | {"present": 0.5}, **{"class": "one object in place"}) for n in range(2)
+    ]
+    classes = summary([*still, video("progressive", 2, GOOD)])["rows"]["progressive"]["classes"]
+    assert classes["one object in place"] | {"videos": 2, "lost": 1.0} == classes["one object in place"]
+    assert classes["one object moving"] | {"videos": 1, "lost": 0.0} == classes["one object moving"]

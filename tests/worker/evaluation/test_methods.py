@@ -1,0 +1,165 @@
+"""The methods of an evaluation on a tiny model: what they make, and what they spend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from worker.evaluation import cases, oracle
+from worker.evaluation.cases import Case, EvaluationError
+from worker.evaluation.methods import METHODS, CountedModel, Wanted, reconstruct, render, unchunked
+from worker.models.base import SamplerConfig, VideoFrames, VideoModel
+from worker.models.registry import load_model
+from worker.sampler import progressive
+from worker.training import scenes
+
+LATENTS = 37
+SAMPLED = [name for name, method in METHODS.items() if method.sample and not method.own_weights]
+
+
+CONFIG = SamplerConfig(
+    chunk_latents=2,
+    chunks_in_flight=4,
+    forwards_per_shift=4,
+    context_chunks=1,
+    time_shift=1.0,
+    guidance_scale=2.0,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> VideoModel:
+    return load_model(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def wanted(model: VideoModel) -> Wanted:
+    return Wanted(cases.held_out(1, 0)[0], LATENTS, seed=3, config=model.sampler)
+
+
+Video = tuple[Tensor, CountedModel]
+
+
+def made(name: str, model: VideoModel, spec: Path, wanted: Wanted) -> Video:
+    counted, parts = CountedModel(model, str(spec)), list[Tensor]()
+    sample = METHODS[name].sample
+    assert sample is not None
+    sample(counted, wanted, parts.append)
+    return torch.cat(parts, 2), counted
+
+
+@pytest.fixture(scope="module")
+def videos(model: VideoModel, tiny_folder: Path, wanted: Wanted) -> dict[str, Video]:
+    """Every method's video of one prompt and seed."""
+    return {name: made(name, model, tiny_folder, wanted) for name in SAMPLED}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_method_makes_the_video_at_the_cost_of_the_progressive_one(
+    name: str, videos: dict[str, Video], model: VideoModel, wanted: Wanted
+) -> None:
+    latents, counted = videos[name]
+    assert LATENTS <= latents.shape[2] <= LATENTS + model.sampler.window_latents
+    assert latents.isfinite().all()
+    if name == "abrupt-ends":
+        slots, chunks = model.sampler.chunks_in_flight, wanted.chunks
+        assert counted.forwards == model.sampler.forwards_per_shift * (chunks - slots) + 1
+    else:
+        assert counted.forwards == pytest.approx(wanted.budget, rel=0.12)
+    assert counted.latent_forwards <= counted.forwards * model.sampler.window_latents
+
+
+def test_no_two_methods_make_the_same_video(videos: dict[str, Video]) -> None:
+    latents = {name: video[:, :, :LATENTS] for name, (video, _) in videos.items()}
+    for name, one in latents.items():
+        assert [other for other, found in latents.items() if torch.equal(found, one)] == [name]
+
+
+@pytest.mark.parametrize("name", ["stock-async", "abrupt-ends"])
+def test_a_video_is_a_function_of_its_seed(
+    name: str, videos: dict[str, Video], model: VideoModel, tiny_folder: Path, wanted: Wanted
+) -> None:
+    assert torch.equal(made(name, model, tiny_folder, wanted)[0], videos[name][0])
+    assert not torch.equal(made(name, model, tiny_folder, replace(wanted, seed=4))[0], videos[name][0])
+
+
+def test_progressive_is_the_sampler_that_is_served(
+    videos: dict[str, Video], model: VideoModel, wanted: Wanted
+) -> None:
+    served = progressive.sample(model, wanted.case.prompt, chunks=wanted.chunks, seed=wanted.seed)
+    assert torch.equal(videos["progressive"][0], served)
+    assert videos["progressive"][1].forwards == wanted.budget
+
+
+def test_without_chunks_window_and_cost_stay() -> None:
+    single = unchunked(CONFIG)
+    assert (single.window_latents, single.levels) == (CONFIG.window_latents, CONFIG.levels)
+    assert single.forwards(40) == pytest.approx(CONFIG.forwards(20), rel=0.05)
+
+
+def test_rendered_scenes_are_what_their_prompt_says() -> None:
+    model = load_model("builtin")
+    for number, case in enumerate(cases.held_out(6, 0)):
+        frames: list[VideoFrames] = []
+        wanted = Wanted(case, 25, number, model.sampler)
+        render(model, wanted, 96, frames.append)
+        assert case.attributes is not None
+        assert oracle.judge(np.concatenate(frames), case.attributes).follows
+
+
+def test_reconstructed_scenes_still_are() -> None:
+    model = load_model("builtin")
+    frames: list[VideoFrames] = []
+    wanted = Wanted(cases.held_out(3, 0)[2], 25, 0, model.sampler)
+    reconstruct(model, wanted, frames.append)
+    video = np.concatenate(frames)
+    assert len(video) == 97
+    assert wanted.case.attributes is not None
+    assert oracle.judge(video[:96], wanted.case.attributes).follows
+
+
+def test_a_prompt_without_a_true_scene_cannot_be_rendered(model: VideoModel) -> None:
+    wanted = Wanted(Case("a cat", "rich background", None), 5, 0, model.sampler)
+    with pytest.raises(EvaluationError, match="a cat"):
+        render(model, wanted, 17, lambda frames: None)
+
+
+def test_held_out_prompts_name_held_out_combinations_only() -> None:
+    chosen = [case.attributes for case in cases.held_out(48, seed=0)]
+    assert all(a is not None and scenes.is_held_out(a) for a in chosen)
+    assert {a.motion for a in chosen if a is not None} == set(scenes.MOTIONS)
+    assert len({case.scene_class for case in cases.held_out(6, 0)}) == 2
+
+
+def test_prompts_of_a_file_are_judged_where_they_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.toml"
+    path.write_text(
+        '[[prompts]]\ntext = "a red ball bouncing on a black background"\nclass = "one object moving"\n'
+        '[[prompts]]\ntext = "a red ball bouncing past a green cube"\nclass = "several objects"\n'
+    )
+    one, two = cases.read(path)
+    assert one.attributes == scenes.SceneAttributes("black", "red", "circle", "bounce")
+    assert two.attributes is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "prompts"),
+        ("prompts = []", "no prompts"),
+        ("[[prompts]]\ntext = 'a cat'", "class"),
+        ("[[prompts]]\ntext = 'a cat'\nclass = 'cats'", "cats"),
+        ("[[prompts]]\ntext = ' '\nclass = 'fast motion'", "empty"),
+        ("not TOML", "prompts"),
+    ],
+)
+def test_a_bad_file_of_prompts_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "prompts.toml"
+    path.write_text(content)
+    with pytest.raises(EvaluationError, match=message):
+        cases.read(path)

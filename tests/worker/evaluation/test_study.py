@@ -1,0 +1,249 @@
+"""A whole evaluation on a tiny model: what it makes, that it goes on where it stopped, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app import cli
+from worker.evaluation import figures, study
+from worker.evaluation.cases import Case, EvaluationError
+from worker.evaluation.methods import METHODS, REFERENCE
+from worker.evaluation.study import Bench, Job, Measurement, Plan, VideoSet
+from worker.models.registry import load_model
+from worker.training import scenes
+
+TWO = Plan((VideoSet(2, 2, ("rendered", "abrupt-ends")),), segment_seconds=2)
+
+
+def quiet(line: str) -> None:
+    """No progress."""
+
+
+def test_every_method_is_made_and_measured(smoke: Any) -> None:
+    rows = [name for name, method in METHODS.items() if not method.own_weights] + ["no-level-shift (trained)"]
+    assert sorted(video["row"] for video in smoke["videos"]) == sorted(rows)
+    assert smoke["missing"] == 0
+    for video in smoke["videos"]:
+        assert video["frames"] == 48
+        assert [(s["from_second"], s["to_second"]) for s in video["segments"]] == [(0, 2)]
+        assert {"follows", "present", "jitter"} <= video["segments"][0]["oracle"].keys()
+        assert 0 < video["drift"]["flickering"] <= 1
+        assert len(video["features"]) == 1
+        sampled = METHODS[video["method"]].sample is not None
+        assert (video["cost"]["forwards"] > 0) == sampled
+        assert video["cost"]["peak_mb"] > 50
+    rendered = next(video for video in smoke["videos"] if video["row"] == "rendered")
+    assert rendered["segments"][0]["oracle"]["follows"]
+
+
+def test_the_summary_is_that_of_the_videos(smoke: Any) -> None:
+    assert smoke["summary"] == json.loads(json.dumps(figures.summarise(smoke["videos"], seed=0)))
+    assert set(smoke["summary"]["2"]["rows"]) == {v["row"] for v in smoke["videos"]} - {REFERENCE}
+
+
+def test_all_methods_but_the_reference_have_the_same_seed(smoke: Any) -> None:
+    assert {video["seed"] for video in smoke["videos"] if video["row"] != REFERENCE} == {0}
+
+
+def test_nothing_is_made_twice(smoke_folder: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "again"
+    shutil.copytree(smoke_folder, output)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("000.json")}
+    lines: list[str] = []
+    variants = {"no-level-shift": str(tiny_folder)}
+    results = study.run(
+        Plan.read("smoke"), model=str(tiny_folder), output=output, variants=variants, say=lines.append
+    )
+    assert lines == [f"{len(before)} videos, {len(before)} of them made before"]
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("000.json")} == before
+    assert results["summary"] == json.loads((output / "results.json").read_text())["summary"]
+
+
+def test_an_evaluation_that_ran_out_of_time_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
+    def run(minutes: float | None) -> Any:
+        return study.run(TWO, model=str(tiny_folder), output=tmp_path, budget_minutes=minutes, say=quiet)
+
+    with pytest.raises(EvaluationError, match="more minutes"):
+        run(0)
+    (tmp_path / "videos/2s").mkdir(parents=True)
+    job, *_ = study.jobs(TWO, str(tiny_folder), {}, None, reference=True)
+    study.make(Bench(str(tiny_folder), "cpu", tmp_path, 2), job)
+    assert run(0)["missing"] == 5
+    whole = run(None)
+    assert whole["missing"] == 0
+    assert len(whole["videos"]) == 6  # two prompts of two methods and the reference
+
+
+def test_other_weights_are_another_video(tiny_folder: Path, tmp_path: Path) -> None:
+    plan = TWO.only(("abrupt-ends",))
+    (job, *_) = study.jobs(plan, str(tiny_folder), {}, None, reference=False)
+    bench = Bench(str(tiny_folder), "cpu", tmp_path, 2)
+    study.make(bench, job)
+    assert bench.made(job) is not None
+    assert bench.made(replace(job, seed=9)) is None
+    assert replace(bench, suite="vbench").made(job) is None
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_folder, changed)
+    serving = json.loads((changed / "longtake.json").read_text())
+    (changed / "longtake.json").write_text(json.dumps(serving | {"name": "other"}))
+    assert bench.made(replace(job, spec=str(changed))) is None
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same_figures(tiny_folder: Path, tmp_path: Path) -> None:
+    def run(name: str, processes: int) -> list[Any]:
+        output = tmp_path / name
+        found = study.run(TWO, model=str(tiny_folder), output=output, processes=processes, say=quiet)
+        return [{k: v for k, v in video.items() if k != "cost"} for video in found["videos"]]
+
+    assert run("one", 1) == run("two", 2)
+
+
+def test_memory_does_not_grow_with_the_length(tiny_folder: Path, tmp_path: Path) -> None:
+    model, bench = load_model(str(tiny_folder)), Bench(str(tiny_folder), "cpu", tmp_path, 5)
+    piece = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+
+    def peak(seconds: int) -> int:
+        job = Job(
+            "x", "progressive", str(tiny_folder), Case("a cat", "fast motion", None), 0, seconds, 0, True
+        )
+        tracemalloc.start()
+        measurement = Measurement(bench, job, model, seconds * 24)
+        for _ in range(seconds * 3):
+            measurement.take(piece)
+        figures = measurement.finish()
+        assert figures["segments"][-1]["to_second"] == seconds
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(10)  # what is imported and cached once
+    assert peak(40) < 1.2 * peak(10)
+
+
+def test_a_prompt_that_the_oracle_cannot_judge_is_measured_without_it(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    prompts = [Case("a cat in the rain", "rich background", None)]
+    found = study.run(
+        Plan((VideoSet(2, 1, ("rendered", "abrupt-ends")),), segment_seconds=2),
+        model=str(tiny_folder),
+        output=tmp_path,
+        prompts=prompts,
+        say=quiet,
+    )
+    (video,) = found["videos"]  # and no true scene
+    assert video["class"] == "rich background"
+    assert video["segments"][0]["oracle"] is None
+    assert "follows" not in found["summary"]["2"]["rows"]["abrupt-ends"]["figures"]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in study.CONFIGS.glob("*.toml")])
+def test_every_plan_can_be_read(name: str) -> None:
+    assert Plan.read(name).sets
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed = 0", "sets"),
+        ("sets = []", "no sets"),
+        ("[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['magic']", "choose from"),
+        ("[[sets]]\nseconds = 2\nprompts = 0\nmethods = ['progressive']", "needs"),
+        ("[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['progressive']\nspeed = 1", "speed"),
+        ("segment_seconds = 60\n[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['progressive']", "2 to 10"),
+        ("[[sets]", "wrong.toml"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(content)
+    with pytest.raises(EvaluationError, match=message):
+        Plan.read(str(path))
+
+
+def test_a_variant_needs_a_method(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no such method"):
+        study.run(
+            TWO,
+            model=str(tiny_folder),
+            output=tmp_path,
+            variants={"magic": str(tiny_folder)},
+            say=quiet,
+        )
+
+
+@pytest.fixture
+def longtake(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(["evaluate", *arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_the_command_goes_on_and_reports(
+    longtake: Callable[..., tuple[int, str, str]], smoke_folder: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(smoke_folder, output)
+    code, out, err = longtake(
+        "--config",
+        "smoke",
+        "--model",
+        str(tiny_folder),
+        "--output",
+        str(output),
+        "--methods",
+        "rendered,no-chunks",
+    )
+    assert (code, out.strip()) == (0, str(output / "report.md")), err
+    assert "3 videos, 3 of them made before" in err
+    report = (output / "report.md").read_text()
+    assert "| no-chunks |" in report
+    assert "figures-2s.png" in report
+    assert (output / "sheet-2s.jpg").is_file()
+
+    code, out, err = longtake("report", str(output / "results.json"), "--markdown", str(tmp_path / "r.md"))
+    assert code == 0, err
+    assert (tmp_path / "r.md").read_text() == report.replace("](", "](out/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "nothing"], "neither a file nor one of"),
+        (["--methods", "magic"], "no method magic"),
+        (["--model", "/nowhere/at/all"], "neither a folder nor a hub id"),
+        (["--variant", "no-chunks=/nowhere"], "a folder that exists"),
+        (["--prompts", "/nowhere.toml"], "no list of"),
+        (["--budget-minutes", "0"], "above 0"),
+        (["report"], "which JSON"),
+        (["report", "/nowhere.json"], "no results of an evaluation"),
+        (["--vbench", "a", "--vbench-long", "b"], "not allowed with"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(
+    longtake: Callable[..., tuple[int, str, str]], arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    code, _, err = longtake(*arguments, "--output", str(tmp_path))
+    assert code in (1, 2)
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_rendering_matches_the_frame_rate_of_the_scenes() -> None:
+    assert load_model("builtin").geometry.fps == scenes.FPS

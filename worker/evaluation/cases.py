@@ -1,0 +1,75 @@
+"""What is asked of a model in an evaluation: prompts, what they say, and how complex their scenes are."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from worker.evaluation import oracle
+from worker.training import scenes
+
+SCENE_CLASSES = (
+    "one object in place",
+    "one object moving",
+    "several objects",
+    "rich background",
+    "fast motion",
+)
+"""Classes of complexity that a report has a row for, shown or not."""
+
+_IN_PLACE = ("pulse", "spin")
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be made as asked; one line for a person."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt. `attributes` is what the oracle holds the video against; None leaves it to the other figures."""
+
+    prompt: str
+    scene_class: str
+    attributes: scenes.SceneAttributes | None
+
+
+def _described(prompt: str, attributes: scenes.SceneAttributes) -> Case:
+    moving = attributes.motion not in _IN_PLACE
+    return Case(prompt, "one object moving" if moving else "one object in place", attributes)
+
+
+def held_out(count: int, seed: int) -> list[Case]:
+    """`count` captions of combinations that training never showed, motions in turn."""
+    rng = np.random.default_rng(seed)
+    pool = scenes.held_out_attributes()
+    rng.shuffle(pool)
+    by_motion = [[a for a in pool if a.motion == motion] for motion in scenes.MOTIONS]
+    turns = [by_motion[i % len(by_motion)] for i in range(count)]
+    chosen = [turn[i // len(by_motion) % len(turn)] for i, turn in enumerate(turns)]
+    return [_described(scenes.caption(a, rng), a) for a in chosen]
+
+
+def read(path: Path) -> list[Case]:
+    """Prompts of a TOML file: `[[prompts]]` tables with `text` and `class`, one of SCENE_CLASSES.
+
+    A prompt in the words of the procedural scenes is judged by the oracle. Raises EvaluationError.
+    """
+    try:
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))["prompts"]
+        given = [(str(row["text"]), str(row["class"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{path}: no list of [[prompts]] with text and class: {error}") from error
+    for text, scene_class in given:
+        if scene_class not in SCENE_CLASSES:
+            raise EvaluationError(f"{path}: class {scene_class!r} is none of {', '.join(SCENE_CLASSES)}")
+        if not text.strip():
+            raise EvaluationError(f"{path}: a prompt is empty")
+    if not given:
+        raise EvaluationError(f"{path}: no prompts")
+    return [
+        Case(text, scene_class, oracle.parse_prompt(text) if scene_class.startswith("one object") else None)
+        for text, scene_class in given
+    ]

@@ -1,0 +1,559 @@
+"""Makes and measures the videos of an evaluation, one file of figures per video, so that nothing is made twice."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import time
+import tomllib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from app import __version__
+from worker.evaluation import cases, figures, frechet, oracle, vbench
+from worker.evaluation.cases import Case, EvaluationError
+from worker.evaluation.drift import DriftMeter
+from worker.evaluation.methods import (
+    METHODS,
+    RECONSTRUCTED,
+    REFERENCE,
+    RENDERED,
+    CountedModel,
+    Wanted,
+    prepare,
+    reconstruct,
+    render,
+    seed_of,
+)
+from worker.models.base import VideoFrames, VideoModel
+from worker.models.registry import describe, load_model
+
+SCHEMA = 1
+"""Version of what a video's file of figures holds; files of another version are made again."""
+CONFIGS = Path(__file__).parent / "configs"
+ENDING_SECONDS = 2.0
+"""The end of a video that is judged on its own."""
+CLIP_SECONDS = 2.0
+"""Length of the clips that the Frechet distance compares."""
+CLIP_EVERY_SECONDS = 5.0
+STILLS = 16
+STILL_PIXELS = 96
+"""Longest side of a still."""
+FIGURE_DIGITS = 6
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class VideoSet:
+    """Videos of one length."""
+
+    seconds: float
+    prompts: int
+    methods: tuple[str, ...]
+    group_seconds: float = 10
+    """How the report groups time."""
+    variants: bool = False
+    """Whether weights that were trained for a method are tried here."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation makes."""
+
+    sets: tuple[VideoSet, ...]
+    seed: int = 0
+    segment_seconds: float = 10
+    """What the oracle judges at once; two to ten seconds."""
+
+    @staticmethod
+    def read(name: str) -> Plan:
+        """The plan of this name, or in this TOML file. Raises EvaluationError."""
+        path = CONFIGS / f"{name}.toml"
+        path = path if path.is_file() else Path(name)
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            rows = tables.pop("sets")
+            sets = [VideoSet(**{**row, "methods": tuple(row["methods"])}) for row in rows]
+            plan = Plan(sets=tuple(sets), **tables)
+        except OSError as error:
+            known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
+            raise EvaluationError(f"{name} is neither a file nor one of {known}") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise EvaluationError(f"{path}: {error}") from error
+        return plan.checked()
+
+    def checked(self) -> Plan:
+        """This plan. Raises EvaluationError naming what makes no sense."""
+        if not self.sets:
+            raise EvaluationError("the plan has no sets")
+        if len({one.seconds for one in self.sets}) < len(self.sets):
+            raise EvaluationError("two sets of the plan have one length")
+        if not 2 <= self.segment_seconds <= 10:
+            raise EvaluationError(f"segment_seconds must be 2 to 10, got {self.segment_seconds:g}")
+        for one in self.sets:
+            if one.seconds < ENDING_SECONDS or one.prompts < 1 or one.group_seconds <= 0:
+                raise EvaluationError(f"a set needs {ENDING_SECONDS:g} s, a prompt and a group: {one}")
+            if not one.methods or set(one.methods) - METHODS.keys():
+                known = ", ".join(METHODS)
+                raise EvaluationError(f"methods of the {one.seconds:g}-s set: choose from {known}")
+        return self
+
+    def only(self, methods: tuple[str, ...]) -> Plan:
+        """The plan with these of its methods."""
+        if unknown := set(methods) - METHODS.keys():
+            raise EvaluationError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
+        sets = [replace(one, methods=tuple(m for m in one.methods if m in methods)) for one in self.sets]
+        return replace(self, sets=tuple(one for one in sets if one.methods)).checked()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make."""
+
+    row: str
+    """Name in tables: the method, and whether its weights were trained for it."""
+    method: str
+    spec: str
+    """Model."""
+    case: Case
+    number: int
+    """Of the prompt, from 0."""
+    seconds: float
+    seed: int
+    stills: bool
+
+    @property
+    def place(self) -> str:
+        """Where its figures are, below the output folder."""
+        row = self.row.replace(" ", "-").replace("(", "").replace(")", "")
+        return f"videos/{self.seconds:g}s/{row}/{self.number:03}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all videos of an evaluation share; goes to every process."""
+
+    model: str
+    device: str
+    output: Path
+    segment_seconds: float
+    suite: vbench.Suite | None = None
+    """What MP4 files are kept for."""
+
+    def wanted(self, job: Job) -> tuple[Wanted, int]:
+        """The video to make and its frames. Settings are the main model's, also for other weights."""
+        facts = describe(self.model)
+        frames = round(job.seconds * facts.geometry.fps)
+        return Wanted(
+            job.case,
+            facts.geometry.latents_for_frames(frames),
+            seed_of(job.method, job.seed),
+            facts.sampler,
+        ), frames
+
+    def fingerprint(self, job: Job) -> str:
+        """Changes with everything that the figures of a video depend on, but for the code."""
+        wanted, frames = self.wanted(job)
+        facts = {
+            "schema": SCHEMA,
+            "method": job.method,
+            "weights": weights(job.spec),
+            "wanted": asdict(wanted),
+            "frames": frames,
+            "segment_seconds": self.segment_seconds,
+            "device": self.device,
+            "suite": self.suite,
+            "stills": job.stills,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def made(self, job: Job) -> dict[str, Any] | None:
+        """The figures of a video that was made already, as it would be made now."""
+        path = self.output / f"{job.place}.json"
+        try:
+            video: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None
+        return video if video.get("fingerprint") == self.fingerprint(job) else None
+
+
+@lru_cache(maxsize=16)
+def weights(spec: str) -> str:
+    """Digest of a model folder by the beginning of each file, or the hub id."""
+    source = Path(describe(spec).source)
+    if not source.is_dir():
+        return spec
+    digest = hashlib.sha256()
+    for path in sorted(p for p in source.rglob("*") if p.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(source)} {path.stat().st_size} ".encode() + file.read(2**22))
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=2)
+def _model(spec: str, device: str) -> VideoModel:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return load_model(spec, device=device)
+
+
+# -- one video ------------------------------------------------------------------------------------------------------
+
+
+class Measurement:
+    """Takes the frames of one video as they come; keeps a segment of them, never the video."""
+
+    def __init__(self, bench: Bench, job: Job, model: VideoModel, frames: int) -> None:
+        self._job, self._model, self._frames, fps = job, model, frames, model.geometry.fps
+        config = describe(bench.model).sampler
+        first, period = METHODS[job.method].seam(config)
+        factor = model.geometry.temporal_factor
+        self.meter = DriftMeter(fps, (1 + (first - 1) * factor, period * factor), factor)
+        self._segment = max(1, round(bench.segment_seconds * fps))
+        self._ends = list(range(self._segment, frames + 1, self._segment)) or [frames]
+        self._ends[-1] = frames  # the last segment takes what is left over
+        self._clip = 1 + (round(CLIP_SECONDS * fps) - 1) // factor * factor
+        self._clip_every = round(CLIP_EVERY_SECONDS * fps)
+        self._still_at = (
+            {round(n * (frames - 1) / (STILLS - 1)) for n in range(STILLS)} if job.stills else set()
+        )
+        self._writer = None
+        if bench.suite is not None and job.method != REFERENCE:
+            self._writer = vbench.ClipWriter(bench.output, job.place, fps, bench.suite)
+        self._held: list[VideoFrames] = []
+        self._ending: deque[Any] = deque(maxlen=round(ENDING_SECONDS * fps))
+        self._stills: list[Any] = []
+        self._features: list[list[float]] = []
+        self._clip_frames: list[Any] = []
+        self._segments: list[dict[str, Any]] = []
+        self.count = 0
+        self.seconds = 0.0
+        """Time spent here, which is not the method's."""
+        self.cpu_seconds = 0.0
+
+    def take(self, frames: VideoFrames) -> None:
+        """The next frames; those beyond the video's length are left out."""
+        began, cpu_began = time.perf_counter(), time.process_time()
+        for frame in frames[: self._frames - self.count]:
+            self._take(frame)
+        self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - cpu_began
+
+    def _take(self, frame: Any) -> None:
+        frame = frame.copy()  # a view would keep its whole chunk
+        if self.count in self._still_at:
+            self._stills.append(frame)
+        if self.count % self._clip_every < self._clip:
+            self._clip_frames.append(frame)
+            if len(self._clip_frames) == self._clip:
+                features = frechet.clip_features(self._model, np.stack(self._clip_frames))
+                self._features.append([round(float(value), FIGURE_DIGITS) for value in features])
+                self._clip_frames = []
+        if self._writer is not None:
+            self._writer.take(frame)
+        self._held.append(frame)
+        self._ending.append(frame)
+        self.meter.push(frame[None])
+        self.count += 1
+        if self.count == self._ends[len(self._segments)]:
+            fps, first = self._model.geometry.fps, self.count - len(self._held)
+            self._segments.append(
+                {
+                    "from_second": round(first / fps, 3),
+                    "to_second": round(self.count / fps, 3),
+                    "oracle": self._judge(self._held),
+                    "drift": _rounded(self.meter.segment(first, self.count)),
+                }
+            )
+            self._held = []
+
+    def _judge(self, frames: Any) -> dict[str, Any] | None:
+        attributes = self._job.case.attributes
+        if attributes is None:
+            return None
+        verdict = oracle.judge(np.stack(frames), attributes, self._model.geometry.fps)
+        return _rounded({**asdict(verdict), "follows": verdict.follows})
+
+    def finish(self) -> dict[str, Any]:
+        """The figures. Raises EvaluationError when the method made too few frames."""
+        if self.count != self._frames:
+            raise EvaluationError(f"{self._job.row} made {self.count} frames of {self._frames}")
+        if self._writer is not None:
+            self._writer.close()
+        return {
+            "segments": self._segments,
+            "ending": {"oracle": self._judge(self._ending)},
+            "drift": _rounded(self.meter.summary()),
+            "features": self._features,
+        }
+
+    def strip(self) -> Image.Image:
+        """The stills in a row."""
+        stills = [Image.fromarray(still) for still in self._stills]
+        for still in stills:
+            still.thumbnail((STILL_PIXELS, STILL_PIXELS))
+        width, height = stills[0].size
+        strip = Image.new("RGB", (width * len(stills), height))
+        for place, still in enumerate(stills):
+            strip.paste(still, (place * width, 0))
+        return strip
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: round(v, FIGURE_DIGITS) if isinstance(v, float) else v for k, v in values.items()}
+
+
+def _reset_peak() -> None:
+    """From now on the kernel counts this process's peak memory anew, where it lets us (Linux)."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_mb(device: str) -> float | None:
+    """Peak memory since then: of the GPU if there is one, else resident of this process."""
+    if device.startswith("cuda"):
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return round(int(lines["VmHWM"].split()[0]) / 1024, 1)
+
+
+def make(bench: Bench, job: Job) -> dict[str, Any]:
+    """Makes one video, measures it, and writes its figures."""
+    # For several videos at once, processes use a CPU better than threads; and its seconds are then comparable.
+    torch.set_num_threads(1)
+    model = _model(job.spec, bench.device)
+    wanted, frames = bench.wanted(job)
+    method = METHODS[job.method]
+    counted = CountedModel(model, job.spec)
+    prepare(job.method, counted)
+    measurement = Measurement(bench, job, model, frames)
+    _reset_peak()
+    began, cpu_began = time.perf_counter(), time.process_time()
+    if job.method == RECONSTRUCTED:
+        reconstruct(model, wanted, measurement.take)
+    elif method.sample is None:
+        render(model, wanted, frames, measurement.take)
+    else:
+        decoder = model.open_decoder()
+
+        def take(latents: Tensor) -> None:
+            for one in torch.split(latents, wanted.config.chunk_latents, dim=2):
+                measurement.take(decoder.push(one))
+
+        method.sample(counted, wanted, take)
+    seconds = time.perf_counter() - began - measurement.seconds
+    cpu_seconds = time.process_time() - cpu_began - measurement.cpu_seconds
+    video = {
+        "fingerprint": bench.fingerprint(job),
+        "row": job.row,
+        "method": job.method,
+        "seconds": job.seconds,
+        "frames": frames,
+        "number": job.number,
+        "prompt": job.case.prompt,
+        "class": job.case.scene_class,
+        "seed": wanted.seed,
+        "weights": weights(job.spec),
+        "cost": {
+            "forwards": counted.forwards,
+            "latent_forwards": counted.latent_forwards,
+            "seconds": round(seconds, 3),
+            "cpu_seconds": round(cpu_seconds, 3),
+            "peak_mb": _peak_mb(bench.device),
+        },
+        **measurement.finish(),
+    }
+    path = bench.output / f"{job.place}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if job.stills:
+        path.with_suffix(".png").unlink(missing_ok=True)
+        measurement.strip().save(path.with_suffix(".png"), optimize=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(video))
+    partial.replace(path)
+    return video
+
+
+# -- all videos -----------------------------------------------------------------------------------------------------
+
+
+def jobs(
+    plan: Plan, model: str, variants: Mapping[str, str], prompts: list[Case] | None, *, reference: bool
+) -> list[Job]:
+    """Every video of a plan, prompt by prompt, so that an interrupted evaluation compares all methods on some prompts.
+
+    `variants` maps a method to a folder of weights trained for it.
+    """
+    planned = []
+    for one in plan.sets:
+        rows = [(name, name, model) for name in one.methods if not METHODS[name].own_weights]
+        if one.variants:
+            rows += [(f"{name} (trained)", name, folder) for name, folder in variants.items()]
+        if reference and RENDERED in one.methods:
+            rows.append((REFERENCE, REFERENCE, model))
+        listed = prompts[: one.prompts] if prompts else cases.held_out(one.prompts, plan.seed)
+        for number, case in enumerate(listed):
+            for row, method, spec in rows:
+                if METHODS[method].sample is None and case.attributes is None:
+                    continue  # there is no true scene
+                planned.append(
+                    Job(row, method, spec, case, number, one.seconds, plan.seed + number, stills=number == 0)
+                )
+    return planned
+
+
+_bench: Bench
+
+
+def _begin(bench: Bench) -> None:
+    global _bench  # noqa: PLW0603 - what a process of the pool is given once
+    _bench = bench
+
+
+def _make(job: Job) -> dict[str, Any]:
+    return make(_bench, job)
+
+
+@contextmanager
+def _pool(bench: Bench, processes: int) -> Iterator[Callable[[Job], Future[dict[str, Any]]]]:
+    """A function that makes a video in one of the processes; with one process, in this."""
+    if processes == 1:
+
+        def here(job: Job) -> Future[dict[str, Any]]:
+            future: Future[dict[str, Any]] = Future()
+            future.set_result(make(bench, job))
+            return future
+
+        yield here
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(bench,)) as pool:
+        yield lambda job: pool.submit(_make, job)
+
+
+def run(
+    plan: Plan,
+    *,
+    model: str,
+    output: Path,
+    variants: Mapping[str, str] | None = None,
+    prompts: list[Case] | None = None,
+    budget_minutes: float | None = None,
+    processes: int = 1,
+    device: str = "cpu",
+    suite: tuple[vbench.Suite, str] | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Makes what is missing of an evaluation and returns its results, which `output/results.json` then holds.
+
+    Stops to begin new videos when `budget_minutes` are over; the results say how many are missing. `variants` maps a
+    method to the folder of weights trained for it. `suite` is VBench or VBench-Long, and the Python that has it. Raises
+    EvaluationError and ModelLoadError.
+    """
+    variants = dict(variants or {})
+    for name in variants:
+        if name not in METHODS or METHODS[name].sample is None:
+            raise EvaluationError(f"--variant {name}: no such method; there are {', '.join(METHODS)}")
+    facts = describe(model)
+    for folder in variants.values():
+        if describe(folder).geometry.latent_channels != facts.geometry.latent_channels:
+            raise EvaluationError(f"--variant {folder}: its latents are not those of {facts.name}")
+    bench = Bench(model, device, output, plan.segment_seconds, suite[0] if suite else None)
+    planned = jobs(plan, model, variants, prompts, reference=True)
+    made = [bench.made(job) for job in planned]
+    waiting = deque(job for job, video in zip(planned, made, strict=True) if video is None)
+    total, begun = len(waiting), time.monotonic()
+    say(f"{len(planned)} videos, {len(planned) - total} of them made before")
+    work = sum(job.seconds for job in waiting)
+    done = 0.0
+    with _pool(bench, processes) as start:
+        running: dict[Future[dict[str, Any]], Job] = {}
+        while waiting or running:
+            minutes = (time.monotonic() - begun) / 60
+            if waiting and budget_minutes is not None and minutes >= budget_minutes:
+                say(f"{budget_minutes:g} minutes are over: {len(waiting)} videos are left for another time")
+                waiting.clear()
+            while waiting and len(running) < processes:
+                job = waiting.popleft()
+                running[start(job)] = job
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                job, video = running.pop(future), future.result()
+                done += job.seconds
+                left = (time.monotonic() - begun) / done * (work - done) / 60
+                say(
+                    f"{job.seconds:g} s, prompt {job.number}, {job.row}: {video['cost']['seconds']:.1f} s, "
+                    f"{video['cost']['forwards']} forwards; about {left:.0f} min left"
+                )
+    results = _results(bench, plan, planned, variants)
+    if suite:
+        say(f"{suite[0]} judges the clips")
+        results["vbench"] = vbench.score(suite[1], output, suite[0])
+    (output / "results.json").write_text(dumps(results))
+    return results
+
+
+def _results(bench: Bench, plan: Plan, planned: list[Job], variants: Mapping[str, str]) -> dict[str, Any]:
+    made = [bench.made(job) for job in planned]
+    videos = [{k: v for k, v in video.items() if k != "fingerprint"} for video in made if video is not None]
+    if not videos:
+        raise EvaluationError("no video was made: give the evaluation more minutes")
+    facts = describe(bench.model)
+    return {
+        "schema": SCHEMA,
+        "model": {"name": facts.name, "weights": weights(bench.model)},
+        "variants": {name: weights(folder) for name, folder in variants.items()},
+        "sampler": asdict(facts.sampler),
+        "geometry": {
+            "size": list(facts.geometry.default_size),
+            "fps": facts.geometry.fps,
+            "latent_frames": facts.geometry.temporal_factor,
+        },
+        "plan": asdict(plan),
+        "missing": len(planned) - len(videos),
+        "machine": {
+            "device": bench.device,
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "longtake": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "diffusers", "numpy", "opencv-python-headless")},
+        },
+        "summary": figures.summarise(videos, seed=plan.seed),
+        "videos": videos,
+    }
+
+
+def dumps(results: Mapping[str, Any]) -> str:
+    """JSON with one video per line."""
+    head = {k: v for k, v in results.items() if k != "videos"}
+    lines = ",\n".join(json.dumps(video) for video in results["videos"])
+    return json.dumps(head, indent=1)[:-2] + f',\n "videos": [\n{lines}\n]}}\n'
