@@ -323,7 +323,8 @@ class Supervisor:
         try:
             redis.delete(RECONCILED_KEY, *redis.scan_iter(match=worker_key("*"), count=1000))
             for name in set(redis.hvals(ACTIVE_KEY)):
-                redis.delete(leases_key(name.decode()))
+                key = leases_key(name.decode())
+                redis.zunionstore(key, {key: 0})  # they have run out, all of them
             found = self.store.reconcile(0.0)
         except RedisError:
             return  # it has just died too; the leases run out

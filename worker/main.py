@@ -40,6 +40,7 @@ from worker.engine import Engine
 from worker.generate import Generation, Outcome, Runtime
 from worker.models.base import ModelLoadError, VideoModel
 from worker.models.registry import ModelDescription, describe, load_model
+from worker.scratch import sweep_scratch
 
 log = logging.getLogger(__name__)
 
@@ -409,6 +410,8 @@ def serve(
     if settings.redis_url is None:
         raise _BadSettings("LONGTAKE_REDIS_URL is not set")
     with _ended_at_once(signals):
+        if removed := sweep_scratch():
+            log.info("removed %d temporary folder(s) of workers that were killed", removed)
         objects = _open_objects(settings, shutdown)
         if objects is None:
             return EXIT_OK

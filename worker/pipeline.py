@@ -11,7 +11,6 @@ import errno
 import hashlib
 import logging
 import random
-import tempfile
 import threading
 import time
 from collections import deque
@@ -43,6 +42,7 @@ from worker.engine import Emission, Stopped, Track
 from worker.media.assemble import AssemblyError, assemble_final, spritesheet
 from worker.media.encode import EncodedChunk, EncoderSettings, encode_chunk
 from worker.models.base import Geometry, InvalidOutput, StreamedDecoder, VideoFrames
+from worker.scratch import scratch_folder
 
 T = TypeVar("T")
 
@@ -522,8 +522,8 @@ def conclude(
     if status == "cancelled":
         archive.write_manifest()  # joining takes a while; the wish is kept meanwhile
     if status != "failed" and video.state.chunks_ready:
-        with tempfile.TemporaryDirectory(prefix="longtake-") as folder:
-            path = Path(folder) / "video.mp4"
+        with scratch_folder() as folder:
+            path = folder / "video.mp4"
             patience(lambda: _assemble(video, path, objects, patience))
             final_bytes = path.stat().st_size
             width = min(THUMBNAIL_WIDTH, video.spec.width)

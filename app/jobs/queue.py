@@ -7,6 +7,7 @@ The job's id is the video's id; its only argument too. RQ is the transport, the 
 from __future__ import annotations
 
 from rq import Queue
+from rq.executions import ExecutionRegistry
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
@@ -66,4 +67,9 @@ def enqueue(
 def dequeue(pipeline: Connection, spec: VideoSpec) -> None:
     """Takes a video out of line, as part of that transaction; nothing happens if it does not stand there."""
     pipeline.lrem(waiting_key(queue_name(spec.model, spec.priority)), 0, spec.id)
-    pipeline.delete(Job.key_for(spec.id))
+    forget(pipeline, spec.id)
+
+
+def forget(connection: Connection, video_id: str) -> None:
+    """Removes what RQ keeps about a video that stands in no line and is not being made."""
+    connection.delete(Job.key_for(video_id), ExecutionRegistry.key_template.format(video_id))

@@ -946,7 +946,10 @@ class VideoStore:
             return []
         active = {i.decode(): name.decode() for i, name in self.redis.hgetall(ACTIVE_KEY).items()}
         present: set[str] = set()
-        for name in set(active.values()):
+        for name in {
+            *active.values(),
+            *(name for model in self.models() for name in queue.queue_names(model)),
+        }:
             present |= self._waiting_or_leased(self.redis, name)
         absent = active.keys() - present
         lost = sorted(absent - self._paused(absent))
@@ -995,7 +998,12 @@ class VideoStore:
         return {i.decode() for i in waiting} | self._leased(connection, name)
 
     def _leased(self, connection: Connection, name: str) -> set[str]:
-        self.redis.zremrangebyscore(queue.leases_key(name), 0, self._now())
+        now = self._now()
+        for member in self.redis.zrangebyscore(queue.leases_key(name), 0, now):
+            # The video may have ended or been deleted, and its worker died before it could tell RQ.
+            if not self.redis.hexists(ACTIVE_KEY, video_id := member.decode().partition(":")[0]):
+                queue.forget(self.redis, video_id)
+        self.redis.zremrangebyscore(queue.leases_key(name), 0, now)
         leased = connection.zrange(queue.leases_key(name), 0, -1)
         return {member.decode().partition(":")[0] for member in leased}
 

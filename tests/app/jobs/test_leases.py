@@ -25,6 +25,7 @@ from app.jobs.store import (
     events_key,
     video_key,
 )
+from tests.app.conftest import CARD
 
 LEASE = 0.2
 
@@ -237,5 +238,49 @@ def test_ending_a_video_twice_ends_it_once(store: VideoStore, submit: Any) -> No
     store.finish(video, fence, "completed")
     events = store.redis.xlen(events_key(spec.id))
     store.finish(video, fence, "completed")
+    assert store.redis.xlen(events_key(spec.id)) == events
     store.update(spec.id, fence, events=[Event("progress", {})], forwards_done=9)
     assert store.redis.xlen(events_key(spec.id)) == events, "nothing follows the last event"
+
+
+@pytest.mark.parametrize("end", ["finish", "delete"])
+def test_what_rq_keeps_of_a_video_whose_worker_died_after_its_end_goes_with_the_lease(
+    store: VideoStore, submit: Callable[..., VideoSpec], eventually: Any, end: str
+) -> None:
+    store.register_model(CARD.model_copy(update={"name": "m"}))
+    spec = submit()
+    taken = store.take("m", "w", LEASE)
+    assert taken is not None
+    video, fence = store.claim(spec.id, "w")
+    if end == "finish":
+        store.finish(video, fence, "completed")
+    else:
+        store.delete(video)
+    running = submit()
+    assert store.take("m", "x", 60) is not None
+    assert len(store.redis.zrange(queue.leases_key(taken.queue), 0, -1)) == 2
+
+    def gone() -> bool:
+        assert reconcile(store) == []
+        leases = store.redis.zrange(queue.leases_key(taken.queue), 0, -1)
+        assert [member.decode().partition(":")[0] for member in leases] == [running.id]
+        return not store.redis.exists(Job.key_for(spec.id))
+
+    assert eventually(gone)
+    assert store.redis.exists(Job.key_for(running.id)), "that one is still being made"
+
+
+def test_leases_are_looked_after_when_no_video_is_left(
+    store: VideoStore, submit: Callable[..., VideoSpec], eventually: Any
+) -> None:
+    store.register_model(CARD.model_copy(update={"name": "m"}))
+    spec = submit()
+    store.take("m", "w", LEASE)
+    video, fence = store.claim(spec.id, "w")
+    store.finish(video, fence, "completed")
+
+    def nothing() -> bool:
+        assert reconcile(store) == []
+        return not list(store.redis.scan_iter(match="rq:[wj]*"))
+
+    assert eventually(nothing)

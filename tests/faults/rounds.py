@@ -1,0 +1,274 @@
+"""Rounds of kills on a running service: what dies when comes from a seed, so that a round can be run again.
+
+python -m tests.faults kills --seeds 3          rounds 0, 1 and 2 of the fixed list
+python -m tests.faults kills --only 17          one of them again
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from redis.exceptions import RedisError
+
+from app.client import LongtakeClient, VideoEvent
+from app.jobs.job import Status
+from tests.faults.agreement import (
+    TERMINAL,
+    Request,
+    Undisturbed,
+    assert_agreement,
+    assert_no_leftovers,
+    create,
+)
+from tests.faults.cluster import Cluster, Worker, until
+from tests.faults.worker_entry import HAND_OVER, POINTS
+
+Kind = Literal["point", "random", "term", "zombie", "api", "redis"]
+
+# The worker that is to die at a chosen point gets this long to come there.
+POINT_SECONDS = 90.0
+
+ROUND_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One process ends, or stands still for longer than its lease.
+
+    `point`: SIGKILL of a worker by itself at a point of its work. `random`, `term`, `zombie`: SIGKILL, SIGTERM or
+    SIGSTOP of a worker `after_seconds` of its life. `api`, `redis`: SIGKILL at a time, and started again.
+    """
+
+    kind: Kind
+    point: str = ""
+    passage: int = 1
+    after_seconds: float = 0.0
+
+    def plan(self) -> list[dict[str, Any]]:
+        """What `worker_entry` has to do for it."""
+        if self.kind != "point":
+            return []
+        first = []
+        if self.point in HAND_OVER:
+            first = [{"point": "segment uploaded", "passage": 2, "action": "term"}]
+        return [*first, {"point": self.point, "passage": self.passage, "action": "kill"}]
+
+
+@dataclass
+class Report:
+    """What a round did, and that everything survived it."""
+
+    seed: int
+    faults: list[Fault]
+    videos: int = 0
+    attempts: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "kinds": dict(Counter(fault.kind for fault in self.faults))}
+
+
+def every_boundary(generator: random.Random) -> list[Fault]:
+    """A kill at each point of a video's life, at a chunk chosen by the generator where there is one per chunk."""
+    return [
+        Fault("point", name, generator.randint(1, 8) if point.each_chunk else 1)
+        for name, point in POINTS.items()
+    ]
+
+
+def at_random(generator: random.Random, count: int) -> list[Fault]:
+    """Kills of every kind at times from the generator."""
+    kinds: list[Kind] = generator.choices(
+        ["point", "random", "term", "zombie", "api", "redis"], [30, 35, 15, 6, 7, 7], k=count
+    )
+    names = list(POINTS)
+    faults = []
+    for kind in kinds:
+        name = generator.choice(names)
+        passage = generator.randint(1, 8) if POINTS[name].each_chunk else 1
+        seconds = round(generator.uniform(0.3, 4.0), 3)
+        faults.append(
+            Fault("point", name, passage) if kind == "point" else Fault(kind, after_seconds=seconds)
+        )
+    return faults
+
+
+class Watcher:
+    """A client that follows one video from its beginning to its end, whatever ends in between."""
+
+    def __init__(self, client: LongtakeClient, video_id: str) -> None:
+        self.events: list[VideoEvent] = []
+        self.error: Exception | None = None
+        self._client, self._video_id = client, video_id
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        try:
+            self.events.extend(self._client.events(self._video_id))
+        except Exception as error:  # noqa: BLE001 - told to the test
+            self.error = error
+
+    def result(self, seconds: float = 60.0) -> list[VideoEvent]:
+        """What it saw, once the stream has ended."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), f"the events of {self._video_id} do not end"
+        if self.error is not None:
+            raise self.error
+        return self.events
+
+
+@dataclass
+class _Doomed:
+    """A worker and what becomes of it."""
+
+    worker: Worker
+    fault: Fault | None
+    due: float
+    stopped_at: float | None = None
+
+
+@dataclass
+class Round:
+    """One run of a list of faults against a fleet that always has something to do."""
+
+    cluster: Cluster
+    seed: int
+    faults: Sequence[Fault]
+    expected: Mapping[Request, Undisturbed]
+    fleet: int = 2
+    watchers: dict[str, Watcher] = field(default_factory=dict)
+    _requests: dict[str, Request] = field(default_factory=dict)
+    _done: list[Fault] = field(default_factory=list)
+
+    def run(self) -> Report:
+        """Raises `AssertionError`, naming the seed, when anything was lost."""
+        began = time.monotonic()
+        try:
+            self._disturb()
+            attempts = self._settle()
+        except AssertionError as error:
+            raise AssertionError(
+                f"seed {self.seed}: {error}\nrun it again: python -m tests.faults kills --only {self.seed}"
+            ) from error
+        return Report(
+            self.seed, self._done, len(self._requests), attempts, round(time.monotonic() - began, 1)
+        )
+
+    def _disturb(self) -> None:
+        mine = [fault for fault in self.faults if fault.kind not in ("api", "redis")]
+        others = [fault for fault in self.faults if fault.kind in ("api", "redis")]
+        fleet: list[_Doomed] = []
+        deadline = time.monotonic() + ROUND_SECONDS
+        next_other = time.monotonic() + (others[0].after_seconds if others else 0.0)
+        while mine or others or any(doomed.fault for doomed in fleet):
+            assert time.monotonic() < deadline, f"stuck; done {len(self._done)} of {len(self.faults)} faults"
+            while len(fleet) < self.fleet:
+                fault = mine.pop(0) if mine else None
+                fleet.append(self._start(fault))
+            self._keep_busy()
+            fleet = [doomed for doomed in fleet if not self._tend(doomed)]
+            if others and time.monotonic() >= next_other:
+                fault = others.pop(0)
+                self._kill_other(fault)
+                next_other = time.monotonic() + (others[0].after_seconds if others else 0.0)
+            time.sleep(0.02)
+        while len(fleet) < self.fleet:
+            fleet.append(self._start(None))
+
+    def _start(self, fault: Fault | None) -> _Doomed:
+        worker = self.cluster.worker(fault.plan() if fault else ())
+        after = fault.after_seconds if fault else 0.0
+        return _Doomed(worker, fault, time.monotonic() + after)
+
+    def _keep_busy(self) -> None:
+        """As many unfinished videos as there are workers, and one more."""
+        try:
+            states = self.cluster.store.get_many(self._requests)
+        except RedisError:
+            return
+        open_videos = sum(not video.state.status.terminal for video in states)
+        for _ in range(self.fleet + 1 - open_videos):
+            request = list(self.expected)[len(self._requests) % len(self.expected)]
+            replica = len(self._requests)
+            video_id = create(self.cluster, request, replica)
+            self._requests[video_id] = request
+            self.watchers[video_id] = Watcher(self.cluster.client(replica + 1), video_id)
+
+    def _tend(self, doomed: _Doomed) -> bool:
+        """Does to a worker what is due; whether it is gone."""
+        worker, fault, now = doomed.worker, doomed.fault, time.monotonic()
+        if worker.code is not None:
+            assert fault is not None, f"a worker ended by itself ({worker.code}):\n{worker.words[-3000:]}"
+            expected = 0 if fault.kind in ("term", "zombie") else -signal.SIGKILL
+            assert worker.code == expected, f"{fault}: exit code {worker.code}\n{worker.words[-3000:]}"
+            self._done.append(fault)
+            return True
+        if fault is None:
+            return False
+        if fault.kind == "point":
+            assert now < doomed.due + POINT_SECONDS, f"{fault} was not reached\n{worker.words[-3000:]}"
+        elif fault.kind == "zombie" and doomed.stopped_at is not None:
+            if now > doomed.stopped_at + 1.5 * self.cluster.settings["lease_seconds"]:
+                worker.proceed()
+                time.sleep(0.2)  # time to do harm
+                worker.signal(signal.SIGTERM)
+                doomed.due = float("inf")
+                doomed.stopped_at = float("inf")
+        elif now >= doomed.due:
+            if fault.kind == "zombie":
+                doomed.stopped_at = now
+                worker.signal(signal.SIGSTOP)
+            else:
+                worker.signal(signal.SIGTERM if fault.kind == "term" else signal.SIGKILL)
+            doomed.due = float("inf")
+        return False
+
+    def _kill_other(self, fault: Fault) -> None:
+        if fault.kind == "redis":
+            self.cluster.redis.kill()
+            self.cluster.redis.start()
+        else:
+            api = self.cluster.apis[len(self._done) % len(self.cluster.apis)]
+            api.kill()
+            api.start()
+        self._done.append(fault)
+
+    def _settle(self) -> int:
+        """Everything is finished by whoever is left, and everything agrees."""
+        for api in self.cluster.apis:
+            api.await_ready()
+        attempts = 0
+        redis_survived = not any(fault.kind == "redis" for fault in self._done)
+        for video_id in self._requests:
+            video = self.cluster.wait(video_id, *TERMINAL, seconds=300)
+            assert video.state.status is Status.COMPLETED, (video.state, self.cluster.logs())
+            attempts += video.state.attempts
+        for video_id, request in self._requests.items():
+            assert_agreement(
+                self.cluster,
+                video_id,
+                self.expected[request],
+                watched=self.watchers[video_id].result(),
+                redis_survived=redis_survived,
+            )
+        self.cluster.end_workers()
+        lease = self.cluster.settings["lease_seconds"]
+        worker = self.cluster.worker()  # somebody has to look for what was left
+        assert_no_leftovers(self.cluster, 30 + 2 * lease)
+        worker.signal(signal.SIGTERM)
+        worker.wait()
+        self.cluster.workers.clear()
+        return attempts
+
+
+def wait_for_zombie(worker: Worker) -> None:
+    """Until the worker has stopped itself at its point."""
+    until(lambda: worker.stopped, f"worker {worker.pid} stops at its point", POINT_SECONDS)
