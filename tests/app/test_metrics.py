@@ -32,7 +32,7 @@ def figures(client: httpx.Client, **headers: str) -> dict[tuple[str, ...], float
 def test_what_the_service_does_is_counted_once_by_every_replica(settings: Callable[..., Settings]) -> None:
     with running_api(settings()) as one, running_api(settings()) as two:
         one.worker.register()
-        one.worker.videos.worker_alive("w", {"model": "builtin"}, 60)
+        one.worker.videos.worker_alive("w", {"model": "builtin", "slots": 1}, 60)
         made, failed, cancelled, running = (one.create()["id"] for _ in range(4))
         one.create(priority="high")
         one.worker.make(made)

@@ -238,10 +238,11 @@ def test_cancelling_a_begun_video_that_waits_reaches_its_manifest_at_once(
     api: Api, store: VideoStore
 ) -> None:
     video_id = api.create()["id"]
-    video = api.worker.claim(video_id)
+    api.worker.claim(video_id)
     api.worker.commit(video_id, 0)
     write_manifest(api, video_id)
-    store.release(video, api.worker.fences[video_id], count_attempt=False)
+    fence = api.worker.fences[video_id]
+    store.release(video_id, fence, f"{video_id}:double", count_attempt=False, standing="front")
     began = time.time()
     answer = api.http.post(f"/v1/videos/{video_id}/cancel").json()
     assert answer["status"] == "queued", "a worker ends it, with a file"
