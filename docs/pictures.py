@@ -1,18 +1,15 @@
-"""Makes the README's pictures with the product itself: `python -m docs.pictures`.
+"""Makes the README's contact sheet with the product itself: `python -m docs.pictures`.
 
-Needs Chromium (Debian: chromium) for the picture of the page.
+The pictures of the page are made by a test, `pytest tests/page/test_pictures.py`.
 """
 
 from __future__ import annotations
 
-import shutil
-import time
 from io import BytesIO
 from pathlib import Path
 
 import httpx
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from app.client import LongtakeClient
 from benchmarks.service import running_service
@@ -46,37 +43,15 @@ def contact_sheet(sheets: list[bytes]) -> Image.Image:
 
 
 def main() -> None:
-    """Writes docs/images."""
+    """Writes docs/images/contact-sheet.png."""
     IMAGES.mkdir(exist_ok=True)
-    with (
-        running_service("builtin") as service,
-        LongtakeClient(service.url) as client,
-        sync_playwright() as engine,
-    ):
+    with running_service("builtin") as service, LongtakeClient(service.url) as client:
         sheets = []
         for seed, prompt in enumerate(PROMPTS, start=1):
             video = client.wait(client.create(prompt, seconds=SECONDS, seed=seed).id)
             url = f"{service.url}/v1/videos/{video.id}/content?variant=spritesheet"
             sheets.append(httpx.get(url).raise_for_status().content)
         contact_sheet(sheets).save(IMAGES / "contact-sheet.png", optimize=True)
-
-        chromium = shutil.which("chromium")
-        browser = engine.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"],
-        )
-        page = browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="dark")
-        video = client.create(
-            "a cyan triangle drifting to the left on a maroon background", seconds=SECONDS, seed=7
-        )
-        page.goto(f"{service.url}/#{video.id}")
-        playing = "[...document.querySelectorAll('video')].some(video => video.currentTime > 3)"
-        while not page.evaluate(
-            playing
-        ):  # not wait_for_function: the page's policy forbids what that evaluates
-            time.sleep(0.1)
-        page.screenshot(path=IMAGES / "page.png")
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -1,24 +1,36 @@
 // The form that asks for a video.
 
-import { ApiError, createVideo, Unreachable } from "./api.js";
+import { Attempts, createVideo } from "./api.js";
+import { busy, complain, complainOf } from "./complaints.js";
+import { Reference } from "./reference.js";
+import { Scenes } from "./scenes.js";
 import { duration as inWords } from "./words.js";
 
 const SHOWN_EXAMPLES = 6;
-const FIELDS = ["prompt", "seconds", "size", "seed", "model"];
+const FIELDS = ["prompt", "seconds", "size", "seed", "model", "input_reference"];
 
 export class Composer {
   #models = [];
+  #attempts = new Attempts();
 
   /** `created(video)` is called with each video that was accepted. */
   constructor(form, created) {
     this.form = form;
     this.created = created;
     this.fields = form.elements;
+    this.scenes = new Scenes(form.querySelector("#scenes"), form.querySelector("#add-scene"));
+    this.reference = new Reference({
+      field: this.fields.input_reference,
+      preview: form.querySelector("#reference-preview"),
+      name: form.querySelector("#reference-name"),
+      remove: form.querySelector("#reference-remove"),
+      zone: form,
+    });
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#submit();
     });
-    form.addEventListener("input", (event) => this.#complain(event.target.name, ""));
+    form.addEventListener("input", (event) => complain(event.target.name, ""));
     form.addEventListener("change", () => this.#arrange());
     this.fields.prompt.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -36,9 +48,10 @@ export class Composer {
     this.#arrange();
   }
 
-  /** Takes over a video's prompt, to make a variation of it. */
+  /** Takes over a video's prompts, to make a variation of it. */
   fill(video) {
     this.fields.prompt.value = video.prompt;
+    this.scenes.fill(video.prompts);
     this.fields.prompt.focus();
     this.fields.prompt.scrollIntoView({ block: "center" });
   }
@@ -55,7 +68,7 @@ export class Composer {
       this.fields.seconds.focus();
     }
     field.hidden = !custom;
-    if (!custom) this.#complain("seconds", "");
+    if (!custom) complain("seconds", "");
 
     const model = this.model;
     const longest = model?.max_seconds ?? Infinity;
@@ -82,7 +95,7 @@ export class Composer {
         button.textContent = prompt;
         button.addEventListener("click", () => {
           this.fields.prompt.value = prompt;
-          this.#complain("prompt", "");
+          complain("prompt", "");
           this.fields.prompt.focus();
         });
         item.append(button);
@@ -91,40 +104,46 @@ export class Composer {
     );
   }
 
-  async #submit() {
+  #submit() {
+    for (const field of [...FIELDS, "composer"]) complain(field, "");
+    this.scenes.clearComplaints();
     const { prompt, duration, seconds, size, seed, model, submit } = this.fields;
-    if (submit.getAttribute("aria-disabled") === "true") return;
-    for (const field of [...FIELDS, "form"]) this.#complain(field, "");
-    const body = { prompt: prompt.value.trim(), seconds: duration.value === "custom" ? seconds.value.trim() : duration.value };
-    if (size.value) body.size = size.value;
-    if (model.value) body.model = model.value;
-    if (seed.value.trim()) body.seed = seed.value.trim();
+    const later = this.scenes.read();
+    const fields = { seconds: duration.value === "custom" ? seconds.value.trim() : duration.value };
+    if (later.prompts.length) fields.prompts = [{ at: 0, text: prompt.value.trim() }, ...later.prompts];
+    else fields.prompt = prompt.value.trim();
+    if (size.value) fields.size = size.value;
+    if (model.value) fields.model = model.value;
+    if (seed.value.trim()) fields.seed = seed.value.trim();
+    const places = Object.fromEntries(FIELDS.map((name) => [name, name]));
+    Object.assign(places, later.places, { prompts: "prompt", "prompts[0].text": "prompt" });
 
-    submit.setAttribute("aria-disabled", "true");
-    try {
-      this.created(await createVideo(body));
-    } catch (error) {
-      if (error instanceof ApiError) this.#complain(FIELDS.includes(error.param) ? error.param : "form", error.message, true);
-      else if (error instanceof Unreachable) this.#complain("form", "The service did not answer, so nothing was started. Your prompt is still here.");
-      else throw error;
-    } finally {
-      submit.removeAttribute("aria-disabled");
-    }
+    const { file } = this.reference;
+    const attempt = this.#attempts.of([fields, file && [file.name, file.size, file.lastModified]]);
+    return busy(submit, async () => {
+      submit.textContent = file ? "Sending" : submit.textContent;
+      try {
+        const video = await createVideo(file ? asForm(fields, file) : fields, attempt);
+        this.#attempts.settled();
+        this.reference.clear();
+        this.created(video);
+      } catch (error) {
+        if (error.status) this.#attempts.settled();
+        // The limit on bodies knows no fields: it is the file that is large.
+        if (file && error.status === 413) error.param = "input_reference";
+        complainOf(error, places, "composer");
+      } finally {
+        submit.textContent = "Make the video";
+      }
+    });
   }
+}
 
-  /** Shows what is wrong with a field beside it, or clears that. */
-  #complain(name, message, focus = false) {
-    const place = this.form.querySelector(`#${name || "form"}-error`);
-    if (!place) return;
-    place.textContent = message;
-    place.hidden = !message;
-    const field = this.form.querySelector(`#${name}`);
-    field?.setAttribute("aria-invalid", String(Boolean(message)));
-    if (!focus) return;
-    if (name === "seconds") this.form.querySelector("#custom").hidden = this.fields.duration.value !== "custom";
-    if (field?.closest("details")) field.closest("details").open = true;
-    if (field?.checkVisibility?.() ?? field) field.focus();
-  }
+function asForm(fields, file) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields)) form.set(name, typeof value === "string" ? value : JSON.stringify(value));
+  form.set("input_reference", file);
+  return form;
 }
 
 function options(select, values, preferred) {

@@ -1,7 +1,7 @@
 // The list of recent videos.
 
 import { listVideos, thumbnailUrl } from "./api.js";
-import { ago, isFinished, summary } from "./words.js";
+import { ago, isFinished, summary, wholeLength } from "./words.js";
 
 const PAGE = 12;
 const POLL_MS = 4000;
@@ -36,6 +36,14 @@ export class Shelf {
     this.#schedule();
   }
 
+  /** Forgets everything: somebody else may look next. */
+  clear() {
+    clearTimeout(this.#timer);
+    this.#videos = [];
+    this.#more = false;
+    this.#render();
+  }
+
   drop(id) {
     this.#videos = this.#videos.filter((video) => video.id !== id);
     this.#render();
@@ -55,7 +63,12 @@ export class Shelf {
   }
 
   async #older() {
-    const page = await listVideos(this.#videos.at(-1)?.id, PAGE);
+    let page;
+    try {
+      page = await listVideos(this.#videos.at(-1)?.id, PAGE);
+    } catch {
+      return; // the banner tells
+    }
     const known = new Set(this.#videos.map((video) => video.id));
     this.#videos.push(...page.data.filter((video) => !known.has(video.id)));
     this.#more = page.has_more;
@@ -65,7 +78,8 @@ export class Shelf {
   /** Asks again while something here is still being made. */
   #schedule() {
     clearTimeout(this.#timer);
-    const others = this.#videos.some((video) => !isFinished(video) && video.id !== this.#current);
+    const changing = (video) => !isFinished(video) && video.status !== "paused" && video.id !== this.#current;
+    const others = this.#videos.some(changing);
     if (others && !document.hidden) this.#timer = setTimeout(() => this.refresh(), POLL_MS);
   }
 
@@ -116,7 +130,8 @@ export class Shelf {
 
   #fill(card, video) {
     card.dataset.status = video.status;
-    card.style.setProperty("--made", Math.min(1, video.seconds_ready / Number(video.seconds)));
+    const whole = wholeLength(video);
+    card.style.setProperty("--made", whole === null ? 1 : Math.min(1, video.seconds_ready / whole));
     card.querySelector(".facts").textContent = `${summary(video)} · ${ago(video.created_at)}`;
     const link = card.querySelector("a");
     if (video.id === this.#current) link.setAttribute("aria-current", "true");

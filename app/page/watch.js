@@ -1,87 +1,125 @@
-// Follows one video until it is finished: server-sent events, and polling wherever those fall short.
+// Follows one video: server-sent events, and polling wherever those fall short.
 
 import { ApiError, connection, eventsUrl, getVideo } from "./api.js";
 import { isFinished } from "./words.js";
 
 const POLL_MS = 2000; // while in line (no event tells the place), and whenever the events are away
 const CHECK_MS = 15000; // beside healthy events: a connection can die without a word
+const FINISHED_CHECK_MS = 60000; // it may be deleted elsewhere, or expire
+const SOON_MS = 80; // a stream begins with all that has happened so far: told once, not event by event
 
 /**
- * Calls `changed(video)` for the state now and after each change, `gone()` when the video does not exist (any more).
- * Returns a function that stops it.
+ * Calls `changed(video)` for the state now and after each change, `gone(video)` when the video does not exist (any
+ * more), with what was last known of it or null. Returns a function that stops it.
  */
 export function watch(id, { changed, gone }) {
   let video = null;
   let source = null;
   let lastEvent = "";
   let stopped = false;
-  let timer = 0;
+  let next = 0;
+  let telling = 0;
 
   function stop() {
     stopped = true;
     source?.close();
-    clearTimeout(timer);
+    clearTimeout(next);
+    clearTimeout(telling);
     connection.removeEventListener("back", refresh);
+    document.removeEventListener("visibilitychange", seen);
   }
 
   function update(change) {
     if (stopped) return;
-    // Events replayed from the past take nothing back; the place in line comes from GET alone.
+    // Events replayed from the past take nothing back.
     video = {
       ...video,
       ...change,
       chunks_ready: Math.max(video?.chunks_ready ?? 0, change.chunks_ready ?? 0),
       seconds_ready: Math.max(video?.seconds_ready ?? 0, change.seconds_ready ?? 0),
-      queue_position: change.queue_position ?? video?.queue_position,
     };
+    if (isFinished(video)) {
+      source?.close();
+      source = null;
+    }
+    telling ||= setTimeout(tell, SOON_MS);
+  }
+
+  function tell() {
+    clearTimeout(telling);
+    telling = 0;
     changed(video);
-    if (isFinished(video)) stop();
   }
 
   async function refresh() {
-    clearTimeout(timer);
+    clearTimeout(next);
     try {
-      update(await getVideo(id));
-      if (!stopped && !source) listen();
+      const fresh = await getVideo(id);
+      const first = !video;
+      update(fresh);
+      if (stopped) return;
+      if (first) tell();
+      if (!source && !isFinished(video)) listen();
     } catch (error) {
       if (!stopped && error instanceof ApiError && error.status === 404) {
         stop();
-        gone();
+        gone(video);
       }
     }
     schedule();
   }
 
   function schedule() {
-    clearTimeout(timer);
     if (stopped) return;
     const live = source?.readyState === EventSource.OPEN && video.status !== "queued";
-    timer = setTimeout(refresh, live ? CHECK_MS : POLL_MS);
+    again(video && isFinished(video) ? FINISHED_CHECK_MS : live ? CHECK_MS : POLL_MS);
+  }
+
+  function again(milliseconds) {
+    clearTimeout(next);
+    if (!document.hidden || !video || !isFinished(video)) next = setTimeout(refresh, milliseconds);
+  }
+
+  function seen() {
+    if (!document.hidden) refresh();
   }
 
   function listen() {
     const url = new URL(eventsUrl(video), location.href);
     if (lastEvent) url.searchParams.set("last_event_id", lastEvent);
     source = new EventSource(url);
-    const on = (type, toChange) =>
+    const on = (type, take) =>
       source.addEventListener(type, (event) => {
         lastEvent = event.lastEventId || lastEvent;
-        update(toChange(JSON.parse(event.data)));
+        take(JSON.parse(event.data));
       });
-    for (const type of ["status", "progress", "completed", "failed", "cancelled"]) on(type, (data) => data);
-    on("chunk", (chunk) => ({
-      chunks_ready: chunk.index + 1,
-      seconds_ready: Math.round((chunk.start_seconds + chunk.duration_seconds) * 1000) / 1000,
-    }));
+    // These say that something is different, now or long ago; how things are now, only GET can tell.
+    for (const type of ["status", "prompt"]) on(type, () => again(SOON_MS));
+    // What all watchers are sent has plain addresses; ours may be signed.
+    for (const type of ["completed", "failed", "cancelled"]) {
+      on(type, ({ playlist_url, events_url, ...data }) => {
+        update(data);
+        schedule();
+      });
+    }
+    on("progress", (data) => update({ stalled: null, ...data }));
+    on("chunk", (chunk) =>
+      update({
+        chunks_ready: chunk.index + 1,
+        seconds_ready: Math.round((chunk.start_seconds + chunk.duration_seconds) * 1000) / 1000,
+      }),
+    );
     source.onopen = schedule;
     source.onerror = () => {
-      // The browser resumes a broken stream itself but gives up on a refused one; the next poll opens another.
+      // The browser resumes a broken stream itself but gives up on a refused one, such as one whose signature has
+      // expired. The next poll brings an address that is good, and opens another.
       if (source?.readyState === EventSource.CLOSED) source = null;
       schedule();
     };
   }
 
   connection.addEventListener("back", refresh);
+  document.addEventListener("visibilitychange", seen);
   refresh();
   return stop;
 }

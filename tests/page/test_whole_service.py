@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,37 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
+from app.embedded import free_port
 from worker.models.registry import BUILTIN, BUILTIN_FOLDER
 
 MODEL = BUILTIN
 
 
-@pytest.fixture
-def url(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[str]:
+@contextmanager
+def up(folder: Path) -> Iterator[str]:
     """Address of `longtake up` on an empty folder."""
     if not (BUILTIN_FOLDER / "model_index.json").is_file():
         pytest.skip("this checkout has no built-in model")
     longtake = Path(sys.executable).parent / "longtake"
-    up = subprocess.Popen(
-        [longtake, "up", "--data", str(tmp_path / "data"), "--port", str(free_port()), "--model", MODEL],
+    process = subprocess.Popen(
+        [longtake, "up", "--data", str(folder / "data"), "--port", str(free_port()), "--model", MODEL],
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        assert up.stdout is not None
-        ready = up.stdout.readline()
+        assert process.stdout is not None
+        ready = process.stdout.readline()
         assert ready.startswith("ready http"), ready
         yield ready.split()[1]
     finally:
-        up.terminate()
-        assert up.wait(30) == 0
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    with up(tmp_path) as url:
+        yield url
 
 
 def test_what_the_model_makes_plays_while_the_rest_is_made(browser: Browser, url: str) -> None:
