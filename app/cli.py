@@ -315,7 +315,7 @@ def _keys_command(keys: argparse.ArgumentParser) -> None:
     create.add_argument("--name", required=True, type=_label, help="whom or what the key is for")
     create.add_argument("--read-only", action="store_true", help="the key may look, and not make or change")
     for flag, kind, what in (
-        ("--max-queued", _limit, "videos waiting at once"),
+        ("--max-queued", _limit, "videos waiting or paused at once"),
         ("--max-running", _limit, "videos being made at once"),
         ("--seconds-per-day", _seconds_limit, "seconds of video asked for on one day (UTC)"),
         ("--requests-per-minute", _limit, "requests"),

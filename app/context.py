@@ -144,7 +144,7 @@ class Context:
             ) from error
         except TooManyQueued as error:
             raise too_many(
-                f"{limits.max_queued} videos of this API key are waiting already.",
+                f"{limits.max_queued} videos of this API key are waiting or paused already.",
                 code="too_many_queued",
                 retry_after_seconds=30,
             ) from error

@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     )
 
     # What one API key may ask for, unless its own entry says otherwise; 0: no limit.
-    key_max_queued: int = Field(0, ge=0, description="Videos of one key waiting at once.")
+    key_max_queued: int = Field(0, ge=0, description="Videos of one key waiting or paused at once.")
     key_max_running: int = Field(0, ge=0, description="Videos of one key being made at once.")
     key_seconds_per_day: float = Field(
         0.0, ge=0, description="Seconds of video one key may ask for on one day (UTC)."

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from app.errors import APIError, conflict
-from app.jobs.job import PendingPrompt, Status, Video
+from app.jobs.estimate import chunks_needed, forwards_needed
+from app.jobs.job import ModelCard, PendingPrompt, Status, Video, VideoSpec
 from app.schemas import SteerVideo, UpdateVideo, format_seconds
 from app.settings import Settings
 from app.specification import check_at, check_metadata, check_seconds, check_text, frames_of
@@ -27,10 +28,11 @@ def finish(video: Video) -> Video:
     return video if video.state.ending else _with_state(video, finish_requested=True)
 
 
-def update(video: Video, asked: UpdateVideo, settings: Settings) -> Video:
-    """Changes the video's length or labels. Raises `APIError` 400, 409."""
+def update(video: Video, asked: UpdateVideo, settings: Settings, card: ModelCard | None) -> Video:
+    """Changes the video's length or labels. `card` is that of its model, if known. Raises `APIError` 400, 409."""
     _alive(video)
     changes: dict[str, Any] = {}
+    state = video.state
     if asked.metadata is not None:
         changes["metadata"] = check_metadata(asked.metadata, settings)
     if asked.seconds is not None:
@@ -45,7 +47,10 @@ def update(video: Video, asked: UpdateVideo, settings: Settings) -> Video:
                 ready = format_seconds(video.state.frames_ready / spec.fps)
                 raise conflict(f"{ready} s are made already.", code="video_longer_already", param="seconds")
             changes |= {"seconds": seconds, "frames": frames}
-    return Video(spec=video.spec.model_copy(update=changes), state=video.state)
+            if state.started_at is not None:
+                # Nobody else tells it of a video that is paused.
+                state = state.model_copy(update=_totals(spec, frames, card))
+    return Video(spec=video.spec.model_copy(update=changes), state=state)
 
 
 def steer(video: Video, asked: SteerVideo, settings: Settings) -> Video:
@@ -61,6 +66,14 @@ def steer(video: Video, asked: SteerVideo, settings: Settings) -> Video:
             f"The timeline has {settings.max_prompts} prompts, more are not allowed.", code="too_many_prompts"
         )
     return _with_state(video, pending_prompts=(*pending, PendingPrompt(at=asked.at, text=asked.text)))
+
+
+def _totals(spec: VideoSpec, frames: int | None, card: ModelCard | None) -> dict[str, int | None]:
+    """What there is to make of a begun video once it has another length; the worker tells it again."""
+    if frames is None or card is None:
+        return {"chunks_total": None, "forwards_total": None}
+    forwards = forwards_needed(frames, card, spec.num_inference_steps, given_chunks=spec.given_chunks)
+    return {"chunks_total": chunks_needed(frames, card), "forwards_total": forwards}
 
 
 def ended(video: Video) -> APIError:

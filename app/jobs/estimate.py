@@ -32,10 +32,22 @@ class Contender:
     seconds: float | None
 
 
-def forwards_needed(frames: int, card: ModelCard, num_inference_steps: int | None = None) -> int:
-    """Forwards of a whole video: ``m * (N + K - 1)`` for N chunks (`worker.sampler.window.SamplerConfig.forwards`)."""
+def chunks_needed(frames: int, card: ModelCard) -> int:
+    """Chunks of a video with so many frames."""
     latents = 1 + -(-max(0, frames - 1) // card.temporal_factor)
-    chunks = -(-latents // card.chunk_latents)
+    return -(-latents // card.chunk_latents)
+
+
+def forwards_needed(
+    frames: int, card: ModelCard, num_inference_steps: int | None = None, *, given_chunks: int = 0
+) -> int:
+    """Forwards of a whole video: ``m * (N + K - 1)`` for N chunks (`worker.sampler.window.SamplerConfig.forwards`).
+
+    Given chunks are not sampled.
+    """
+    chunks = chunks_needed(frames, card) - given_chunks
+    if chunks <= 0:
+        return 0
     per_shift = (num_inference_steps or card.levels) // card.chunks_in_flight
     return per_shift * (chunks + card.chunks_in_flight - 1)
 

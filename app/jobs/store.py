@@ -277,11 +277,12 @@ if redis.call('ZADD', KEYS[2], ends, ARGV[3]) == 1 then redis.call('LREM', KEYS[
 return 1
 """
 
-# Counts an owner's waiting videos. KEYS: active, videos of the owner, what stands before the id in a video's key.
+# Counts an owner's waiting videos, those that are paused included: a pause is no way around a limit.
+# KEYS: active, videos of the owner, what stands before the id in a video's key.
 _COUNT_WAITING = """
 local count = 0
 for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
-  if redis.call('ZSCORE', KEYS[2], id) and redis.call('HGET', KEYS[3] .. id, 'status') == '"queued"' then
+  if redis.call('ZSCORE', KEYS[2], id) and redis.call('HGET', KEYS[3] .. id, 'status') ~= '"in_progress"' then
     count = count + 1
   end
 end
@@ -456,7 +457,12 @@ class VideoStore:
                 found[video_id] = math.inf
             elif speed is not None:
                 total, done = (None if count is None else json.loads(count) for count in counts)
-                total = total or forwards_needed(spec["frames"], card, spec["num_inference_steps"])
+                total = total or forwards_needed(
+                    spec["frames"],
+                    card,
+                    spec["num_inference_steps"],
+                    given_chunks=spec.get("given_chunks", 0),
+                )
                 found[video_id] = max(0, total - (done or 0)) * speed
         return found
 
@@ -527,6 +533,16 @@ class VideoStore:
             watched.append(owner_key(spec.owner))  # changed by every other video that counts against them
         return self._optimistically(transact, *watched)
 
+    def replayed(self, owner: str, key: str, digest: str) -> Video | None:
+        """The video that an idempotency key names already. Raises `IdempotencyMismatch` and `RecordError`."""
+        earlier = self.redis.get(idempotency_key(owner, key))
+        if earlier is None:
+            return None
+        known = json.loads(earlier)
+        if known["digest"] != digest:
+            raise IdempotencyMismatch
+        return self.get(known["id"])
+
     def request_cancel(self, video_id: str) -> Video:
         """Stops a video; one that has ended stays as it is.
 
@@ -536,7 +552,8 @@ class VideoStore:
         """
 
         def transact(pipe: Connection) -> Video:
-            video = _parse(pipe.hgetall(video_key(video_id)))
+            raw = pipe.hgetall(video_key(video_id))
+            video = _parse(raw)
             if video is None:
                 raise VideoGone(video_id)
             status, changes = video.state.status, dict[str, Any](cancel_requested=True)
@@ -561,7 +578,7 @@ class VideoStore:
                 if changed.state.expires_at is not None:
                     pipe.zadd(EXPIRING_KEY, {video_id: changed.state.expires_at})
                 pipe.hincrby(COUNTED_KEY, f"ended:{Status.CANCELLED}", 1)
-                self._refund(pipe, video)
+                self._refund(pipe, video.spec, raw.get(b"charged"))
                 self._add_event(pipe, video_id, Event("cancelled", self._wire(changed)))
                 told = deliveries_of(video.spec, "video.cancelled", changes["completed_at"])
                 self.deliveries.enqueue(pipe, video_key(video_id), told)
@@ -646,17 +663,21 @@ class VideoStore:
 
         Webhooks that were not delivered yet are dropped too: what they speak of is no more.
         """
-        pipe = self.redis.pipeline()
-        self._dequeue(pipe, video.spec)
-        if not video.state.status.terminal:
-            self._refund(pipe, video)
-        pipe.delete(video_key(video.id), chunks_key(video.id), events_key(video.id))
-        self.deliveries.drop(pipe, video.id)
-        pipe.zrem(owner_key(video.spec.owner), video.id)
-        pipe.hdel(ACTIVE_KEY, video.id)
-        pipe.zrem(EXPIRING_KEY, video.id)
-        pipe.set(deleted_key(video.id), 1, ex=DELETED_SECONDS)
-        pipe.execute()
+
+        def transact(pipe: Connection) -> None:
+            charged, status, started = pipe.hmget(video_key(video.id), "charged", "status", "started_at")
+            pipe.multi()
+            self._dequeue(pipe, video.spec)
+            if started == b"null" and status != b'"cancelled"':
+                self._refund(pipe, video.spec, charged)
+            pipe.delete(video_key(video.id), chunks_key(video.id), events_key(video.id))
+            self.deliveries.drop(pipe, video.id)
+            pipe.zrem(owner_key(video.spec.owner), video.id)
+            pipe.hdel(ACTIVE_KEY, video.id)
+            pipe.zrem(EXPIRING_KEY, video.id)
+            pipe.set(deleted_key(video.id), 1, ex=DELETED_SECONDS)
+
+        self._optimistically(transact, video_key(video.id))
 
     def was_deleted(self, video_id: str) -> bool:
         """Whether a video that has no record was deleted. False: Redis lost it, and its objects must stay."""
@@ -1070,12 +1091,11 @@ class VideoStore:
     def _waiting_of(self, owner: str) -> int:
         return int(self._count_waiting_script(keys=[ACTIVE_KEY, owner_key(owner), video_key("")]))
 
-    def _refund(self, pipe: Connection, video: Video) -> None:
-        """Takes a video that nobody has begun to make off its day's account."""
-        if video.spec.owner and video.state.started_at is None:
-            account = spent_key(video.spec.owner, video.spec.created_at)
-            if account == spent_key(video.spec.owner, time.time()):
-                pipe.decrby(account, asked_milliseconds(video.spec))
+    def _refund(self, pipe: Connection, spec: VideoSpec, charged: bytes | None) -> None:
+        """Takes a video that nobody has begun off its day's account: what was charged for it, whatever it is by now."""
+        account = spent_key(spec.owner, spec.created_at)
+        if charged is not None and account == spent_key(spec.owner, time.time()):
+            pipe.decrby(account, int(charged))
 
     def _waiting(self, model: str) -> int:
         return sum(int(self.redis.llen(queue.waiting_key(name))) for name in queue.queue_names(model))

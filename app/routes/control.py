@@ -121,7 +121,11 @@ async def update_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject
         asked = parse(UpdateVideo, fields)
     if not asked.model_fields_set:
         raise invalid("There is nothing to change.", param=None, code="missing_required_parameter")
-    return await run_in_threadpool(_ask, ctx, video_id, lambda video: update(video, asked, ctx.settings))
+
+    def change(video: Video) -> Video:
+        return update(video, asked, ctx.settings, ctx.videos.models().get(video.spec.model))
+
+    return await run_in_threadpool(_ask, ctx, video_id, change)
 
 
 @router.post(

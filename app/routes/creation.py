@@ -38,18 +38,36 @@ def _checked_key(
 IdempotencyKey = Annotated[str | None, Depends(_checked_key)]
 
 
+def replayed(ctx: Context, key: str | None, digest: str) -> Created | None:
+    """What an idempotency key names already: the first answer holds, whatever has become of the source since.
+
+    Raises `APIError`.
+    """
+    if key is None:
+        return None
+    try:
+        video = ctx.videos.replayed(ctx.owner, key, digest)
+    except IdempotencyMismatch as error:
+        raise _mismatch() from error
+    return None if video is None else Created(video, replayed=True)
+
+
+def _mismatch() -> APIError:
+    return APIError(
+        422,
+        "This Idempotency-Key was used before with another body.",
+        code="idempotency_mismatch",
+        param="Idempotency-Key",
+    )
+
+
 def record(ctx: Context, spec: VideoSpec, key: str | None, digest: str) -> Created:
     """Puts a video in line. What was stored for it before goes if nothing comes of it. Raises `APIError`."""
     try:
         created = ctx.create(spec, idempotency=None if key is None else (key, digest))
     except IdempotencyMismatch as error:
         forget(ctx, spec)
-        raise APIError(
-            422,
-            "This Idempotency-Key was used before with another body.",
-            code="idempotency_mismatch",
-            param="Idempotency-Key",
-        ) from error
+        raise _mismatch() from error
     except (APIError, RedisError):
         forget(ctx, spec)
         raise

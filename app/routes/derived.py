@@ -9,7 +9,7 @@ from app.context import Context, Ctx
 from app.errors import conflict
 from app.forms import read_body
 from app.jobs.job import Status, Video, VideoSpec
-from app.routes.creation import IdempotencyKey, answer, forget, record
+from app.routes.creation import IdempotencyKey, answer, forget, record, replayed
 from app.routes.documentation import body, errors
 from app.schemas import ExtendVideo, RemixVideo, VideoObject
 from app.specification import digest, parse, specify_extension, specify_remix
@@ -38,10 +38,13 @@ async def extend_video(
         asked = parse(ExtendVideo, fields)
 
     def make() -> VideoObject:
+        body_digest = digest(asked, "extend")
+        if (earlier := replayed(ctx, idempotency_key, body_digest)) is not None:
+            return answer(ctx, response, earlier)
         source = _ended(ctx.video(asked.video.id, param="video"))
         spec = specify_extension(source, asked, ctx.videos.models(), ctx.settings)
         _keep_reference(ctx, source.spec, spec)
-        return answer(ctx, response, record(ctx, spec, idempotency_key, digest(asked, "extend")))
+        return answer(ctx, response, record(ctx, spec, idempotency_key, body_digest))
 
     return await run_in_threadpool(make)
 
@@ -61,10 +64,13 @@ async def remix_video(
         asked = parse(RemixVideo, fields)
 
     def make() -> VideoObject:
+        body_digest = digest(asked, "remix", video_id)
+        if (earlier := replayed(ctx, idempotency_key, body_digest)) is not None:
+            return answer(ctx, response, earlier)
         source = ctx.video(video_id).spec
         spec = specify_remix(source, asked, ctx.videos.models(), ctx.settings)
         _keep_reference(ctx, source, spec)
-        return answer(ctx, response, record(ctx, spec, idempotency_key, digest(asked, "remix", source.id)))
+        return answer(ctx, response, record(ctx, spec, idempotency_key, body_digest))
 
     return await run_in_threadpool(make)
 

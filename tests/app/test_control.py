@@ -146,6 +146,18 @@ def test_the_length_of_a_video_that_waits_or_runs_can_change(api: Api, claimed: 
     api.error(ask(api, video_id, "patch", seconds=7300), 400, "invalid_value", "seconds")
 
 
+def test_a_paused_video_of_another_length_tells_how_far_it_is_of_that(api: Api) -> None:
+    video_id = begun(api, chunks=3, seconds=4)
+    fence = api.worker.fences[video_id]
+    api.worker.videos.update(video_id, fence, chunks_total=5, forwards_total=18, forwards_done=9)
+    ask(api, video_id, "pause")
+    api.worker.videos.release(video_id, fence, f"{video_id}:double", count_attempt=False, standing="front")
+    told = [ask(api, video_id, "patch", seconds=seconds).json() for seconds in (20, "endless", 4)]
+    # 480 frames are 17 + 20 * 24 - 17: 25 chunks in 2 * (25 + 4) forwards; 96 are 5 in 18.
+    assert [(video["chunks_total"], video["progress"]) for video in told] == [(25, 15), (None, 0), (5, 50)]
+    assert api.http.get(f"/v1/videos/{video_id}").json() == told[-1]
+
+
 def test_a_video_cannot_become_shorter_than_what_is_made(api: Api) -> None:
     video_id = begun(api, chunks=3, seconds=60)
     message = api.error(ask(api, video_id, "patch", seconds=2), 409, "video_longer_already", "seconds")

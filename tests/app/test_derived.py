@@ -215,6 +215,17 @@ def test_an_idempotency_key_covers_the_operation_and_the_source(api: Api) -> Non
     )
 
 
+@pytest.mark.parametrize(("ask", "param"), [(extend, "video"), (remix, "video_id")])
+def test_the_first_answer_holds_after_the_source_is_deleted(api: Api, ask: Any, param: str) -> None:
+    source = made(api)
+    first = ask(api, source["id"], {"Idempotency-Key": "k"})
+    assert api.http.delete(f"/v1/videos/{source['id']}").status_code == 200
+    again = ask(api, source["id"], {"Idempotency-Key": "k"})
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    api.error(ask(api, UNKNOWN, {"Idempotency-Key": "k"}), 422, "idempotency_mismatch", "Idempotency-Key")
+    api.error(ask(api, source["id"], {"Idempotency-Key": "other"}), 404, "video_not_found", param)
+
+
 def test_a_model_that_is_gone_makes_nothing_more(api: Api) -> None:
     source = made(api)
     api.worker.videos.redis.delete("longtake:models")

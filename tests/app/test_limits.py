@@ -63,6 +63,15 @@ def test_no_more_videos_wait_than_a_key_may_have_waiting(replicas: tuple[Tenants
     assert [post(clients[0]).status_code for _ in range(3)] == [200, 200, 429]
 
 
+def test_a_paused_video_counts_among_those_that_wait(tenants: Tenants) -> None:
+    client = tenants.join(max_queued=1)
+    video_id = tenants.create(client)["id"]
+    assert client.post(f"/v1/videos/{video_id}/pause").json()["status"] == "paused"
+    assert post(client).status_code == 429
+    client.post(f"/v1/videos/{video_id}/cancel")
+    assert post(client).status_code == 200
+
+
 def test_a_day_s_seconds_are_counted_once_over_all_replicas(replicas: tuple[Tenants, Tenants]) -> None:
     tenants = replicas[0]
     clients = both(replicas, seconds_per_day=10)
@@ -93,6 +102,29 @@ def test_what_nobody_began_to_make_is_given_back(tenants: Tenants) -> None:
     assert spent_milliseconds(tenants, client) == 4000
     assert post(client, 6).status_code == 200
     assert post(client, 0.5).status_code == 429
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete"])
+def test_what_is_given_back_is_what_was_charged(tenants: Tenants, end: str) -> None:
+    client = tenants.join(seconds_per_day=10)
+    tenants.create(client, seconds=4)
+    video_id = tenants.create(client, seconds=2)["id"]
+    assert client.patch(f"/v1/videos/{video_id}", json={"seconds": 60}).status_code == 200
+    if end == "cancel":
+        client.post(f"/v1/videos/{video_id}/cancel")
+    client.delete(f"/v1/videos/{video_id}")
+    assert spent_milliseconds(tenants, client) == 4000
+
+
+def test_two_deletions_at_once_give_back_once(tenants: Tenants) -> None:
+    client = tenants.join(seconds_per_day=10)
+    tenants.create(client, seconds=4)
+    videos = tenants.api.worker.videos
+    known = videos.get(tenants.create(client, seconds=2)["id"])
+    assert known is not None
+    videos.delete(known)
+    videos.delete(known)
+    assert spent_milliseconds(tenants, client) == 4000
 
 
 def test_what_is_made_beyond_what_was_asked_counts_as_it_is_made(tenants: Tenants) -> None:

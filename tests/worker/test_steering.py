@@ -38,7 +38,7 @@ class Client:
     def resize(self, spec: VideoSpec, seconds: float | str | Callable[[Video], float]) -> Video:
         def change(video: Video) -> Video:
             wanted = seconds(video) if callable(seconds) else seconds
-            return update(video, UpdateVideo(seconds=wanted), self._work.settings())
+            return update(video, UpdateVideo(seconds=wanted), self._work.settings(), None)
 
         return self._ask(spec, change)
 

@@ -459,6 +459,10 @@ def test_forwards_are_counted_as_the_sampler_does(frames: int) -> None:
     layout = Layout(frames, 2, Geometry(3, 8, 4, 8, 24, ((16, 16),), (16, 16)))
     assert forwards_needed(frames, CARD) == config.forwards(layout.chunks)
     assert forwards_needed(frames, CARD, 12) == 2 * config.forwards(layout.chunks)
+    given = min(2, layout.chunks - 1)
+    behind_given = config.forwards(layout.chunks - given)
+    assert forwards_needed(frames, CARD, given_chunks=given) == behind_given
+    assert forwards_needed(frames, CARD, given_chunks=layout.chunks) == 0
 
 
 def test_estimates_follow_priorities_turns_and_slots() -> None:
