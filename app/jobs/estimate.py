@@ -52,20 +52,28 @@ def forwards_needed(
     return per_shift * (chunks + card.chunks_in_flight - 1)
 
 
-def places(
-    waiting: Sequence[Contender], running: Sequence[Contender], *, slots: int, turn_seconds: float
-) -> dict[str, Place]:
-    """The place of every waiting video, given in the order in which they are taken.
+class Lineup:
+    """Those that wait, in the order in which they are taken, and those that run.
 
     What is more urgent is made first; equals take turns of `turn_seconds`, so a short video does not wait for the
     end of a long one. The work of others is spread over the live slots. New videos may always come before these.
     """
-    found: dict[str, Place] = {}
-    everyone = [*running, *waiting]
-    for position, mine in enumerate(waiting):
-        ahead = len(running) + position
-        found[mine.video_id] = Place(position, _eta(mine, everyone, ahead, slots, turn_seconds))
-    return found
+
+    def __init__(
+        self, waiting: Sequence[Contender], running: Sequence[Contender], *, slots: int, turn_seconds: float
+    ) -> None:
+        self._waiting, self._running = waiting, running
+        self._slots, self._turn_seconds = slots, turn_seconds
+        self._positions = {contender.video_id: position for position, contender in enumerate(waiting)}
+
+    def place(self, video_id: str) -> Place | None:
+        """The place of a waiting video, in time that grows with the length of the line; None if it does not wait."""
+        position = self._positions.get(video_id)
+        if position is None:
+            return None
+        everyone = [*self._running, *self._waiting]
+        mine, ahead = self._waiting[position], len(self._running) + position
+        return Place(position, _eta(mine, everyone, ahead, self._slots, self._turn_seconds))
 
 
 def _eta(

@@ -59,7 +59,7 @@ from app.jobs.deliveries import (
     as_argument,
     deliveries_of,
 )
-from app.jobs.estimate import Contender, Place, forwards_needed, places
+from app.jobs.estimate import Contender, Lineup, Place, forwards_needed
 from app.jobs.job import (
     ENDED,
     ChunkRecord,
@@ -70,7 +70,7 @@ from app.jobs.job import (
     VideoSpec,
     VideoState,
 )
-from app.jobs.line import Line, Order, Taken, Yield, blocked_key, served_key, speed_kind
+from app.jobs.line import Line, Taken, Yield, blocked_key, served_key, speed_kind
 from app.jobs.manifest import Manifest
 from app.jobs.migrations import RecordDamaged, RecordError, migrated
 from app.limits import (
@@ -98,7 +98,7 @@ RECONCILED_KEY = "longtake:reconciled"
 COUNTED_KEY = "longtake:counted"
 DELETED_SECONDS = 7 * 24 * 3600
 
-# The places in line are worked out at most this often, however many ask.
+# What those in line still take is read at most this often, however many ask; of a new one alone in between.
 PLACES_SECONDS = 0.25
 
 
@@ -349,7 +349,8 @@ class VideoStore:
         self._write_script = connection.register_script(_WRITE)
         self._hold_script = connection.register_script(_HOLD)
         self.line = Line(connection, starvation_seconds=starvation_seconds, turn_seconds=turn_seconds)
-        self._places: dict[str, tuple[float, dict[str, Place]]] = {}
+        self._lineups: dict[str, tuple[float, Lineup]] = {}
+        self._left: dict[str, tuple[float, dict[str, float]]] = {}
         self._count_waiting_script = connection.register_script(_COUNT_WAITING)
 
     # -- reading ----------------------------------------------------------------------------------------
@@ -420,30 +421,36 @@ class VideoStore:
         for video in videos:
             if video.state.status is not Status.QUEUED:
                 continue
-            at, known = self._places.get(video.spec.model, (float("-inf"), {}))
-            if time.monotonic() - at > PLACES_SECONDS or video.id not in known:
-                known = self._work_out_places(video.spec.model)
-                self._places[video.spec.model] = (time.monotonic(), known)
-            if (place := known.get(video.id)) is not None:  # None: a worker has just taken it
+            at, lineup = self._lineups.get(video.spec.model, (float("-inf"), None))
+            place = None if lineup is None else lineup.place(video.id)
+            if place is None or time.monotonic() - at > PLACES_SECONDS:
+                lineup = self._lineup(video.spec.model)
+                self._lineups[video.spec.model] = (time.monotonic(), lineup)
+                place = lineup.place(video.id)
+            if place is not None:  # None: a worker has just taken it
                 found[video.id] = place
         return found
 
-    def _work_out_places(self, model: str) -> dict[str, Place]:
+    def _lineup(self, model: str) -> Lineup:
         order = self.line.order(model)
-        seconds = self._seconds_left(model, order)
+        at, seconds = self._left.get(model, (float("-inf"), {}))
+        if time.monotonic() - at > PLACES_SECONDS:
+            at, seconds = time.monotonic(), {}
+        ids = [video_id for video_id, _ in (*order.waiting, *order.running) if video_id not in seconds]
+        seconds = {**seconds, **self._seconds_left(model, ids)}
+        self._left[model] = (at, seconds)
         waiting, running = (
             [Contender(video_id, rank, seconds.get(video_id)) for video_id, rank in entries]
             for entries in (order.waiting, order.running)
         )
-        return places(waiting, running, slots=order.slots, turn_seconds=self.line.turn_seconds)
+        return Lineup(waiting, running, slots=order.slots, turn_seconds=self.line.turn_seconds)
 
-    def _seconds_left(self, model: str, order: Order) -> dict[str, float]:
+    def _seconds_left(self, model: str, ids: Sequence[str]) -> dict[str, float]:
         """How long each video still takes in a slot, where that was measured; by id."""
         speeds, card = self.line.speeds(model), self.models().get(model)
         if not speeds or card is None:
             return {}
         pipe = self.redis.pipeline(transaction=False)
-        ids = [video_id for video_id, _ in (*order.waiting, *order.running)]
         for video_id in ids:
             pipe.hmget(video_key(video_id), "spec", "forwards_total", "forwards_done")
         found: dict[str, float] = {}
@@ -1113,11 +1120,11 @@ class VideoStore:
         pipe.hset(video_key(spec.id), "since", now)
         pipe.hdel(video_key(spec.id), "rank", "turn", "yielding")
         queue.enqueue(self.redis, spec, pipeline=pipe, at_front=standing != "back")
-        self._places.pop(spec.model, None)
+        self._lineups.pop(spec.model, None)
 
     def _dequeue(self, pipe: Connection, spec: VideoSpec) -> None:
         queue.dequeue(pipe, spec)
-        self._places.pop(spec.model, None)
+        self._lineups.pop(spec.model, None)
 
     def _change(self, pipe: Connection, video: Video, **changes: Any) -> Video:
         """Changes state fields as part of a transaction, tells the watchers, and returns the changed video."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.jobs.connection import connect
-from app.jobs.estimate import Contender, forwards_needed, places
+from app.jobs.estimate import Contender, Lineup, forwards_needed
 from app.jobs.job import PRIORITIES, ModelCard, Status, TimedPrompt, VideoSpec, new_video_id
 from app.jobs.line import Taken, blocked_key, promoted_key, speed_kind
 from app.jobs.store import FenceLost, NotPaused, QueueFull, VideoGone, VideoStore, events_key, video_key
@@ -467,8 +467,10 @@ def test_forwards_are_counted_as_the_sampler_does(frames: int) -> None:
 
 def test_estimates_follow_priorities_turns_and_slots() -> None:
     def etas(waiting: list[Contender], running: list[Contender], slots: int = 1) -> list[float | None]:
-        found = places(waiting, running, slots=slots, turn_seconds=10.0)
-        return [found[one.video_id].eta_seconds for one in waiting]
+        lineup = Lineup(waiting, running, slots=slots, turn_seconds=10.0)
+        places = [lineup.place(one.video_id) for one in waiting]
+        assert [place and place.position for place in places] == list(range(len(waiting)))
+        return [place and place.eta_seconds for place in places]
 
     def job(name: str, seconds: float | None, rank: int = 2) -> Contender:
         return Contender(name, rank, seconds)
