@@ -23,7 +23,7 @@ help:  ## list the tasks
 
 install: $(VENV)/.installed  ## make .venv with everything for this checkout
 
-$(VENV)/.installed: pyproject.toml constraints.txt deploy/install.sh
+$(VENV)/.installed: pyproject.toml constraints.txt tests/conformance/openai-2.txt deploy/install.sh
 	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' deploy/install.sh $(VENV)
 	@touch $@
 

@@ -6,9 +6,10 @@
             print(chunk.start_seconds, chunk.url)
         client.download(video.id, "out.mp4")
 
-Everything but the waiting is written once: an operation is a generator (a *flow*) that yields what it wants done - a
-request, a pause, an item for the caller - and is resumed with the outcome. Two small drivers perform these steps, one
-by blocking and one by awaiting.
+Everything but the waiting is written once, in `_Client`: an operation is a generator (a *flow*) that yields what it
+wants done - a request, a pause, an item for the caller - and is resumed with the outcome. Two small drivers perform
+these steps, one by blocking and one by awaiting. `_One` and `_Each` make a flow a method of both clients: what is
+`client.retrieve(id)` of one is `await client.retrieve(id)` of the other, and `for` is `async for`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,26 @@ import random
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import (
+    Any,
+    BinaryIO,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    overload,
+)
 from urllib.parse import quote
 
 import httpx
@@ -41,6 +54,7 @@ from app.schemas import (
     ChunkObject,
     ModelList,
     ModelObject,
+    VideoDeleted,
     VideoList,
     VideoObject,
     WebhookDelivery,
@@ -48,7 +62,9 @@ from app.schemas import (
     WebhookSecret,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
+V = TypeVar("V")
 M = TypeVar("M", bound=BaseModel)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -59,7 +75,9 @@ _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 _TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled"})
 
-Variant = Literal["video", "thumbnail"]
+Variant = Literal["video", "thumbnail", "spritesheet"]
+Upload: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+"""An image or a clip: where it is, what is in it, or an open file."""
 
 
 class LongtakeError(Exception):
@@ -71,7 +89,10 @@ class ServiceUnreachable(LongtakeError):
 
 
 class ServiceError(LongtakeError):
-    """An answer other than success."""
+    """An answer other than success: its stable `code`, and `param`, the field at fault.
+
+    `repeated` tells that the request had been sent before, without an answer, and may have been carried out.
+    """
 
     def __init__(
         self,
@@ -90,30 +111,63 @@ class ServiceError(LongtakeError):
         self.param = param
         self.request_id = request_id
         self.retry_after_seconds = retry_after_seconds
+        self.repeated = False
 
 
 class InvalidRequest(ServiceError):
     """400, 413, 415, 422: the request asks for something that cannot be; `param` names the field."""
 
 
+class IdempotencyMismatch(InvalidRequest):
+    """422: the idempotency key was used before for another request."""
+
+
 class NotAuthorized(ServiceError):
-    """401, 403: no API key, or not a valid one."""
+    """401, 403: no API key, not a valid one, or one that may only look."""
 
 
 class NotFound(ServiceError):
-    """404: no such video, or it is not ready, see `code`."""
+    """404: no such video, or it is not yours."""
+
+
+class NotReady(NotFound):
+    """404: the video is there, and what was asked for is not made (yet)."""
 
 
 class Conflict(ServiceError):
     """409: the video is not in a state that allows this."""
 
 
+class VideoEnded(Conflict):
+    """409: the video has completed, failed or been cancelled already."""
+
+
+class VideoEnding(Conflict):
+    """409: the end of the video is settled, so its length and prompts are too."""
+
+
 class TooManyRequests(ServiceError):
-    """429: a limit is reached, and stayed so for as long as the client waits."""
+    """429: a limit is reached, and stayed so for as long as the client waits; `code` tells which."""
 
 
 class ServiceUnavailable(ServiceError):
     """5xx: the service cannot answer at the moment."""
+
+
+_BY_STATUS: Mapping[int, type[ServiceError]] = {
+    401: NotAuthorized,
+    403: NotAuthorized,
+    404: NotFound,
+    409: Conflict,
+    429: TooManyRequests,
+}
+_BY_CODE: Mapping[str | None, type[ServiceError]] = {
+    "idempotency_mismatch": IdempotencyMismatch,
+    "video_not_ready": NotReady,
+    "chunk_not_found": NotReady,
+    "video_ending": VideoEnding,
+    **dict.fromkeys(("video_completed", "video_failed", "video_cancelled"), VideoEnded),
+}
 
 
 class WaitTimeout(LongtakeError, TimeoutError):
@@ -124,7 +178,14 @@ class WaitTimeout(LongtakeError, TimeoutError):
         self.video = video
 
 
-class VideoRequest(TypedDict, total=False):
+class DerivedRequest(TypedDict, total=False):
+    """What can be asked for a video that is made from another; all else is as in that one."""
+
+    priority: Priority
+    metadata: Mapping[str, str]
+
+
+class VideoRequest(DerivedRequest, total=False):
     """What `create` can ask for beside the prompt; what is left out is chosen by the service."""
 
     model: str
@@ -135,8 +196,7 @@ class VideoRequest(TypedDict, total=False):
     negative_prompt: str
     guidance_scale: float
     num_inference_steps: int
-    priority: Priority
-    metadata: Mapping[str, str]
+    input_reference: Upload
     webhook_url: str
     webhook_events: Sequence[WebhookEvent]
 
@@ -230,6 +290,8 @@ class _Send:
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
+    form: Mapping[str, str] | None = None
+    file: tuple[str, bytes] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     stream: bool = False
 
@@ -275,93 +337,464 @@ class _Emit(Generic[T]):
 
 _Bodies: TypeAlias = list[_Body]  # named here: inside the clients `list` is a method
 _Step: TypeAlias = "_Send | _Read | _Close | _Pause | _Block"
-_Flow: TypeAlias = Generator["_Step | _Emit[T]", Any, None]
+_Items: TypeAlias = Generator["_Step | _Emit[T]", Any, None]
 _Part: TypeAlias = Generator["_Step | _Emit[Any]", Any, T]
 
 
-class _Flows:
+# -- what makes a flow a method of both clients ---------------------------------------------------------------------
+
+
+class _One(Generic[P, T]):
+    """An operation with one result, which its flow returns."""
+
+    def __init__(self, flow: Callable[Concatenate[_Client, P], _Part[T]]) -> None:
+        self._flow = flow
+        self.__doc__ = flow.__doc__
+
+    @overload
+    def __get__(self, client: None, owner: Any) -> Callable[..., _Part[T]]: ...
+
+    @overload
+    def __get__(self, client: LongtakeClient, owner: Any) -> Callable[P, T]: ...
+
+    @overload
+    def __get__(self, client: AsyncLongtakeClient, owner: Any) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+    def __get__(self, client: Any, owner: Any) -> Any:
+        if client is None:
+            return self._flow
+
+        @wraps(self._flow)
+        def method(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client._one(self._flow(client, *args, **kwargs))
+
+        return method
+
+
+class _Each(Generic[P, T]):
+    """An operation with any number of results, which its flow emits."""
+
+    def __init__(self, flow: Callable[Concatenate[_Client, P], _Items[T]]) -> None:
+        self._flow = flow
+        self.__doc__ = flow.__doc__
+
+    @overload
+    def __get__(self, client: None, owner: Any) -> Callable[..., _Items[T]]: ...
+
+    @overload
+    def __get__(self, client: LongtakeClient, owner: Any) -> Callable[P, Generator[T]]: ...
+
+    @overload
+    def __get__(self, client: AsyncLongtakeClient, owner: Any) -> Callable[P, AsyncGenerator[T]]: ...
+
+    def __get__(self, client: Any, owner: Any) -> Any:
+        if client is None:
+            return self._flow
+
+        @wraps(self._flow)
+        def method(*args: P.args, **kwargs: P.kwargs) -> Any:
+            return client._each(self._flow(client, *args, **kwargs))
+
+        return method
+
+
+def _emitting(part: _Part[T]) -> _Items[T]:
+    yield _Emit((yield from part))
+
+
+class _Client:
     """Every operation as a flow, and how failures are met."""
 
-    def __init__(self, url: str, patience_seconds: float, reconnect_seconds: float) -> None:
-        self.url = url
-        self.patience_seconds = patience_seconds
-        self.reconnect_seconds = reconnect_seconds
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        patience_seconds: float = 10.0,
+        reconnect_seconds: float = 120.0,
+        timeout_seconds: float = 60.0,
+    ) -> None:
+        """A client of the service at `url`.
 
-    def create(self, body: Mapping[str, Any], idempotency_key: str | None) -> _Flow[VideoObject]:
-        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        answer = yield from self._send(_Send("POST", "v1/videos", json=dict(body), headers=headers))
-        yield _Emit(_parse(VideoObject, _told(answer)))
+        Args:
+            url: origin of the service, with the path it is mounted at if there is one.
+            api_key: sent as a bearer token, to the service and nobody it redirects to.
+            patience_seconds: how long a call is tried again while the service is away or busy.
+            reconnect_seconds: the same once a video is being waited for, streamed or downloaded.
+            timeout_seconds: longest silence on a connection; above the service's heartbeat of 15 s.
 
-    def retrieve(self, video_id: str) -> _Flow[VideoObject]:
-        answer = yield from self._send(_Send("GET", _video(video_id)))
-        yield _Emit(_parse(VideoObject, _told(answer)))
+        Raises:
+            ValueError: `url` is no http or https URL.
+        """
+        parsed = httpx.URL(url)
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise ValueError(f"not an http:// or https:// URL: {url}")
+        self.url = url.rstrip("/")
+        self._patience_seconds = patience_seconds
+        self._reconnect_seconds = reconnect_seconds
+        headers = {"User-Agent": f"longtake-python/{__version__}"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        options: dict[str, Any] = {
+            "base_url": self.url + "/",
+            "headers": headers,
+            "timeout": httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds)),
+            "follow_redirects": True,
+            # No proxy of the environment leads to this machine itself.
+            "trust_env": parsed.host not in _LOOPBACK,
+        }
+        self._open(options)
 
-    def videos(self, params: Mapping[str, Any]) -> _Flow[VideoObject]:
-        query = {name: str(value) for name, value in params.items() if value is not None}
-        while True:
-            answer = yield from self._send(_Send("GET", "v1/videos", params=query))
-            page = _parse(VideoList, _told(answer))
-            for video in page.data:
-                yield _Emit(video)
-            if not page.has_more or not page.data:
-                return
-            query["after"] = page.data[-1].id
+    def _open(self, options: dict[str, Any]) -> None:
+        raise NotImplementedError
 
-    def cancel(self, video_id: str) -> _Flow[VideoObject]:
-        answer = yield from self._send(_Send("POST", f"{_video(video_id)}/cancel"))
-        yield _Emit(_parse(VideoObject, _told(answer)))
+    # -- videos ---------------------------------------------------------------------------------------------
 
-    def pause(self, video_id: str) -> _Flow[VideoObject]:
-        answer = yield from self._send(_Send("POST", f"{_video(video_id)}/pause"))
-        yield _Emit(_parse(VideoObject, _told(answer)))
+    @_One
+    def create(
+        self,
+        prompt: str | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **request: Unpack[VideoRequest],
+    ) -> _Part[VideoObject]:
+        """Asks for a video of `prompt`, or of the timeline `prompts`.
 
-    def resume(self, video_id: str) -> _Flow[VideoObject]:
-        answer = yield from self._send(_Send("POST", f"{_video(video_id)}/resume"))
-        yield _Emit(_parse(VideoObject, _told(answer)))
+        A lost answer never makes a second video: the request carries `idempotency_key`, a random one by default.
+        `input_reference` is the image or clip to begin with: its path, its bytes, or an open file. `seconds` may be
+        `"endless"`: until `finish`.
+        """
+        return self._create(prompt, idempotency_key, request)
 
-    def delete(self, video_id: str) -> _Flow[bool]:
-        answer = yield from self._send(_Send("DELETE", _video(video_id)))
-        yield _Emit(bool(_told(answer).get("deleted")))
+    @_One
+    def create_and_poll(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        idempotency_key: str | None = None,
+        **request: Unpack[VideoRequest],
+    ) -> _Part[VideoObject]:
+        """`create`, then `wait`."""
+        video = yield from self._create(prompt, idempotency_key, request)
+        return (yield from self._wait(video.id, timeout_seconds))
 
-    def models(self) -> _Flow[Sequence[ModelObject]]:
-        answer = yield from self._send(_Send("GET", "v1/models"))
-        yield _Emit(_parse(ModelList, _told(answer)).data)
+    @_One
+    def extend(
+        self,
+        video_id: str,
+        prompt: str,
+        *,
+        seconds: float | str,
+        seed: int | None = None,
+        idempotency_key: str | None = None,
+        **request: Unpack[DerivedRequest],
+    ) -> _Part[VideoObject]:
+        """A new video that begins with a finished one and goes on with `prompt`; `seconds` is the whole."""
+        body = {"video": {"id": video_id}, "prompt": prompt, "seconds": seconds, "seed": seed, **request}
+        return self._ask(VideoObject, "POST", "v1/videos/extensions", body, idempotency_key=idempotency_key)
 
-    def webhook_deliveries(self, video_id: str) -> _Flow[WebhookDelivery]:
-        query: dict[str, str] = {}
-        while True:
-            send = _Send("GET", f"{_video(video_id)}/webhook_deliveries", params=query)
-            page = _parse(WebhookDeliveryList, _told((yield from self._send(send))))
-            for delivery in page.data:
-                yield _Emit(delivery)
-            if not page.has_more or not page.data:
-                return
-            query["after"] = page.data[-1].id
+    @_One
+    def remix(
+        self,
+        video_id: str,
+        prompt: str,
+        *,
+        idempotency_key: str | None = None,
+        **request: Unpack[DerivedRequest],
+    ) -> _Part[VideoObject]:
+        """A new video with the seed and settings of another, and this prompt."""
+        body = {"prompt": prompt, **request}
+        path = f"{_video(video_id)}/remix"
+        return self._ask(VideoObject, "POST", path, body, idempotency_key=idempotency_key)
 
-    def retry_webhook(self, video_id: str, delivery_id: str) -> _Flow[WebhookDelivery]:
+    @_One
+    def retrieve(self, video_id: str) -> _Part[VideoObject]:
+        """The video as it is now."""
+        return self._ask(VideoObject, "GET", _video(video_id))
+
+    @_Each
+    def list(
+        self,
+        *,
+        status: Status | str | None = None,
+        order: Literal["asc", "desc"] = "desc",
+        page_size: int = 50,
+        after: str | None = None,
+    ) -> _Items[VideoObject]:
+        """Your videos by time of creation, newest first by default; pages are fetched as they are needed."""
+        query = {"status": status, "order": order, "limit": page_size, "after": after}
+        return self._pages(VideoList, "v1/videos", query)
+
+    @_One
+    def update(
+        self,
+        video_id: str,
+        *,
+        seconds: float | str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> _Part[VideoObject]:
+        """Makes a video longer or shorter, or `"endless"`, or labels it anew.
+
+        Raises `VideoEnding` when its last chunk is begun, `VideoEnded` after its end.
+        """
+        return self._ask(VideoObject, "PATCH", _video(video_id), {"seconds": seconds, "metadata": metadata})
+
+    @_One
+    def steer(self, video_id: str, text: str, *, at: float | None = None) -> _Part[VideoObject]:
+        """Changes what a video shows from the next chunk on, or from second `at`.
+
+        A lost answer may ask twice, which shows the same. Raises `VideoEnding` and `VideoEnded`.
+        """
+        return self._ask(VideoObject, "POST", f"{_video(video_id)}/prompts", {"text": text, "at": at})
+
+    @_One
+    def finish(self, video_id: str) -> _Part[VideoObject]:
+        """Lets a video end with the chunks that are begun. Raises `Conflict` when none is."""
+        return self._ask(VideoObject, "POST", f"{_video(video_id)}/finish")
+
+    @_One
+    def pause(self, video_id: str) -> _Part[VideoObject]:
+        """Pauses a video, a running one after its next chunk. Raises `VideoEnded`."""
+        return self._ask(VideoObject, "POST", f"{_video(video_id)}/pause")
+
+    @_One
+    def resume(self, video_id: str) -> _Part[VideoObject]:
+        """Lets a paused video go on. Raises `Conflict` when it is not paused."""
+        try:
+            return (yield from self._ask(VideoObject, "POST", f"{_video(video_id)}/resume"))
+        except Conflict as error:
+            if not (error.repeated and error.code == "video_not_paused"):
+                raise
+            return (yield from self._ask(VideoObject, "GET", _video(video_id)))
+
+    @_One
+    def cancel(self, video_id: str) -> _Part[VideoObject]:
+        """Stops a video; its finished chunks stay. Raises `VideoEnded` when it has ended otherwise already."""
+        return self._ask(VideoObject, "POST", f"{_video(video_id)}/cancel")
+
+    @_One
+    def delete(self, video_id: str) -> _Part[bool]:
+        """Stops a video if it runs, and removes everything of it."""
+        try:
+            return (yield from self._ask(VideoDeleted, "DELETE", _video(video_id))).deleted
+        except NotFound as error:
+            if not error.repeated:
+                raise
+            return True
+
+    @_One
+    def wait(self, video_id: str, *, timeout_seconds: float | None = None) -> _Part[VideoObject]:
+        """Polls, as often as the service suggests, until the video is completed, failed or cancelled.
+
+        Look at `status` and `error` of what it returns. Raises `WaitTimeout` after `timeout_seconds`.
+        """
+        return self._wait(video_id, timeout_seconds)
+
+    # -- watching -------------------------------------------------------------------------------------------
+
+    @_Each
+    def events(self, video_id: str, *, after: str | None = None) -> _Items[VideoEvent]:
+        """Events up to the terminal one, without gap or repeat over lost connections and restarts of the service.
+
+        `after` is the id of the last event already seen; None starts with the first.
+        """
+
+        def hand_over(event: VideoEvent) -> _Part[None]:
+            yield _Emit(event)
+
+        return self._listen(video_id, after, hand_over)
+
+    @_Each
+    def chunks(self, video_id: str, *, start: int = 0) -> _Items[ChunkObject]:
+        """Chunks in order from index `start`, each as soon as it is ready; ends with the video."""
+        following = start
+
+        # Events tell that there is more; the list has what the event stream no longer holds.
+        def hand_over(event: VideoEvent) -> _Part[None]:
+            nonlocal following
+            chunk = event.chunk
+            if chunk is not None and chunk.index == following:
+                yield _Emit(chunk)
+                following += 1
+            elif event.terminal or (chunk is not None and chunk.index > following):
+                path, query = f"{_video(video_id)}/chunks", {"after": following - 1}
+                last = yield from self._pages(ChunkList, path, query, self._reconnect_seconds)
+                following = following if last is None else last + 1
+
+        return self._listen(video_id, None, hand_over)
+
+    @_One
+    def retrieve_chunk(self, video_id: str, index: int) -> _Part[ChunkObject]:
+        """What is known of a finished chunk. Raises `NotReady`."""
+        return self._ask(ChunkObject, "GET", f"{_video(video_id)}/chunks/{index}")
+
+    @_One
+    def read_playlist(self, video_id: str) -> _Part[str]:
+        """The live playlist (HLS) as it is now; players take `playlist_url` themselves. Raises `NotReady`."""
+        return (yield from self._read(f"{_video(video_id)}/stream.m3u8", {})).decode()
+
+    # -- files ----------------------------------------------------------------------------------------------
+
+    @_One
+    def download(
+        self,
+        video_id: str,
+        path: str | os.PathLike[str],
+        *,
+        variant: Variant = "video",
+        so_far: bool = False,
+    ) -> _Part[Path]:
+        """Writes the finished file to `path`, which appears complete or not at all.
+
+        A lost connection is continued where it broke; so is an earlier call that was interrupted. With `so_far` it is
+        the part of the video that is made by now. Raises `NotReady`.
+        """
+        target = Path(path)
+        # What arrives is kept beside the target, and continued by the next call. A part that is still growing is not:
+        # the rest of it would be that of another file.
+        part = target.with_name(f".{target.name}.{video_id}.{variant}{'.so-far' if so_far else ''}.part")
+
+        def install() -> None:
+            sink.flush()
+            os.fsync(sink.fileno())
+            sink.close()
+            part.replace(target)
+
+        with part.open("wb" if so_far else "ab") as sink:
+            try:
+                yield from self._fetch(*_content(video_id, variant, so_far), sink)
+                yield _Block(install)
+            finally:
+                if part.exists() and (so_far or not part.stat().st_size):
+                    part.unlink()
+        return target
+
+    @_One
+    def read(self, video_id: str, *, variant: Variant = "video", so_far: bool = False) -> _Part[bytes]:
+        """The finished file as bytes, or the part of the video that is made by now. Raises `NotReady`."""
+        return self._read(*_content(video_id, variant, so_far))
+
+    @_One
+    def read_chunk(self, video_id: str, index: int, *, form: Literal["mp4", "m4s"] = "mp4") -> _Part[bytes]:
+        """One chunk as an MP4 that plays by itself, or as the bare segment, which plays after `read_init`."""
+        return self._read(f"{_video(video_id)}/chunks/{index}/content", {"format": form})
+
+    @_One
+    def read_init(self, video_id: str) -> _Part[bytes]:
+        """What a player reads before any bare segment of the video."""
+        return self._read(f"{_video(video_id)}/init.mp4", {})
+
+    # -- models and webhooks --------------------------------------------------------------------------------
+
+    @_One
+    def models(self) -> _Part[Sequence[ModelObject]]:
+        """Models the service can make videos with."""
+        return (yield from self._ask(ModelList, "GET", "v1/models")).data
+
+    @_One
+    def model(self, name: str) -> _Part[ModelObject]:
+        """One model."""
+        return self._ask(ModelObject, "GET", f"v1/models/{quote(name)}")
+
+    @_Each
+    def webhook_deliveries(self, video_id: str) -> _Items[WebhookDelivery]:
+        """What was sent to the video's `webhook_url` and how it went, the newest first."""
+        return self._pages(WebhookDeliveryList, f"{_video(video_id)}/webhook_deliveries", {})
+
+    @_One
+    def retry_webhook(self, video_id: str, delivery_id: str) -> _Part[WebhookDelivery]:
+        """Sends a webhook again, at once and as often as a new one."""
         path = f"{_video(video_id)}/webhook_deliveries/{quote(delivery_id, safe='')}/retry"
-        answer = yield from self._send(_Send("POST", path))
-        yield _Emit(_parse(WebhookDelivery, _told(answer)))
+        return self._ask(WebhookDelivery, "POST", path)
 
-    def webhook_secret(self) -> _Flow[WebhookSecret]:
-        answer = yield from self._send(_Send("GET", "v1/webhook_secret"))
-        yield _Emit(_parse(WebhookSecret, _told(answer)))
+    @_One
+    def webhook_secret(self) -> _Part[WebhookSecret]:
+        """What your webhooks are signed with."""
+        return self._ask(WebhookSecret, "GET", "v1/webhook_secret")
 
-    def rotate_webhook_secret(self, overlap_seconds: int | None) -> _Flow[WebhookSecret]:
-        query = {} if overlap_seconds is None else {"overlap_seconds": str(overlap_seconds)}
-        answer = yield from self._send(_Send("POST", "v1/webhook_secret/rotate", params=query))
-        yield _Emit(_parse(WebhookSecret, _told(answer)))
+    @_One
+    def rotate_webhook_secret(self, *, overlap_seconds: int | None = None) -> _Part[WebhookSecret]:
+        """A new secret. The old one signs beside it for a while, the service's default if None.
 
-    def wait(self, video_id: str, timeout_seconds: float | None) -> _Flow[VideoObject]:
+        A lost answer may rotate once more; the last secret is the one that is returned.
+        """
+        query = {"overlap_seconds": overlap_seconds}
+        return self._ask(WebhookSecret, "POST", "v1/webhook_secret/rotate", query=query)
+
+    # -- what operations are made of ------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        kind: type[M],
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> _Part[M]:
+        """One request with a JSON body and its answer. What is None is left out."""
+        send = _Send(
+            method,
+            path,
+            params=_given(query or {}, str),
+            json=None if body is None else _given(body, lambda value: value),
+            headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())} if method == "POST" else {},
+        )
+        return _parse(kind, _told((yield from self._send(send))))
+
+    def _create(
+        self, prompt: str | None, idempotency_key: str | None, request: VideoRequest
+    ) -> _Part[VideoObject]:
+        fields: dict[str, Any] = {"prompt": prompt, **request}
+        upload: Upload | None = fields.pop("input_reference", None)
+        if upload is None:
+            return (
+                yield from self._ask(
+                    VideoObject, "POST", "v1/videos", fields, idempotency_key=idempotency_key
+                )
+            )
+        # Read at once: a request that is sent again needs all of it again.
+        name, data = yield _Block(partial(_uploaded, upload))
+        send = _Send(
+            "POST",
+            "v1/videos",
+            form=_given(fields, lambda value: value if isinstance(value, str) else json.dumps(value)),
+            file=(name, data),
+            headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())},
+        )
+        return _parse(VideoObject, _told((yield from self._send(send))))
+
+    def _pages(
+        self,
+        kind: type[VideoList] | type[ChunkList] | type[WebhookDeliveryList],
+        path: str,
+        query: Mapping[str, Any],
+        patience_seconds: float | None = None,
+    ) -> _Part[Any]:
+        """Emits the items of all pages, and returns where they ended: the last id or index, None if there is none."""
+        params, last = _given(query, str), None
+        while True:
+            answer = yield from self._send(_Send("GET", path, params=params), patience_seconds)
+            page = _parse(kind, _told(answer))
+            for item in page.data:
+                yield _Emit(item)
+            if page.data:
+                last = page.last_index if isinstance(page, ChunkList) else page.last_id
+            if not page.has_more or not page.data:
+                return last
+            params = {**params, "after": str(last)}
+
+    def _wait(self, video_id: str, timeout_seconds: float | None) -> _Part[VideoObject]:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        patience = self.patience_seconds
+        patience = self._patience_seconds
         while True:
             answer = yield from self._send(_Send("GET", _video(video_id)), patience)
-            patience = self.reconnect_seconds
+            patience = self._reconnect_seconds
             video = _parse(VideoObject, _told(answer))
             if video.status.terminal:
-                yield _Emit(video)
-                return
+                return video
             pause = float(answer.response.headers.get("openai-poll-after-ms", 1000)) / 1000
             if deadline is not None:
                 left = deadline - time.monotonic()
@@ -370,78 +803,24 @@ class _Flows:
                 pause = min(pause, left)
             yield _Pause(pause)
 
-    def events(self, video_id: str, after: str | None) -> _Flow[VideoEvent]:
-        def hand_over(event: VideoEvent) -> _Part[None]:
-            yield _Emit(event)
-
-        return self._listen(video_id, after, hand_over)
-
-    def chunks(self, video_id: str, start: int) -> _Flow[ChunkObject]:
-        """Events tell that there is more; the list has what the event stream no longer holds."""
-        following = start
-
-        def hand_over(event: VideoEvent) -> _Part[None]:
-            nonlocal following
-            chunk = event.chunk
-            if chunk is not None and chunk.index == following:
-                yield _Emit(chunk)
-                following += 1
-            elif event.terminal or (chunk is not None and chunk.index > following):
-                for missed in (yield from self._chunk_list(video_id, following)):
-                    yield _Emit(missed)
-                    following = missed.index + 1
-
-        return self._listen(video_id, None, hand_over)
-
-    def download(self, path: str, params: Mapping[str, str]) -> _Flow[bytes]:
+    def _read(self, path: str, params: Mapping[str, str]) -> _Part[bytes]:
         sink = BytesIO()
         yield from self._fetch(path, params, sink)
-        yield _Emit(sink.getvalue())
-
-    def download_file(self, path: str, params: Mapping[str, str], target: Path, tag: str) -> _Flow[Path]:
-        """What arrives is kept beside the target under a name with `tag`, and continued by the next call."""
-        part = target.with_name(f".{target.name}.{tag}.part")
-
-        def install() -> None:
-            sink.flush()
-            os.fsync(sink.fileno())
-            sink.close()
-            part.replace(target)
-
-        with part.open("ab") as sink:
-            try:
-                yield from self._fetch(path, params, sink)
-                yield _Block(install)
-            finally:
-                if part.exists() and not part.stat().st_size:
-                    part.unlink()
-        yield _Emit(target)
-
-    def _chunk_list(self, video_id: str, start: int) -> _Part[Sequence[ChunkObject]]:
-        found: list[ChunkObject] = []
-        after = start - 1
-        while True:
-            params = {"after": str(after)} if after >= 0 else {}
-            send = _Send("GET", f"{_video(video_id)}/chunks", params=params)
-            page = _parse(ChunkList, _told((yield from self._send(send, self.reconnect_seconds))))
-            found += page.data
-            if not page.has_more or not page.data:
-                return found
-            after = page.data[-1].index
+        return sink.getvalue()
 
     def _listen(
         self, video_id: str, after: str | None, hand_over: Callable[[VideoEvent], _Part[None]]
-    ) -> _Flow[Any]:
+    ) -> _Items[Any]:
         """Reads events up to the terminal one; connects again after the last one seen when a connection ends."""
         pause, failures, heard = 2.0, 0, time.monotonic()
-        patience = self.patience_seconds
+        patience = self._patience_seconds
         while True:
             headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}
             send = _Send("GET", f"{_video(video_id)}/events", headers=headers, stream=True)
             body = yield from self._send(send, patience)
             if body.response.status_code == 204:  # the last event was seen before
                 return
-            patience = self.reconnect_seconds
+            patience = self._reconnect_seconds
             parser = EventParser()
             lost: httpx.RequestError | None = None
             try:
@@ -466,7 +845,7 @@ class _Flows:
         """Reads an object into `sink` from the sink's end on, over as many connections as it takes."""
         etag: str | None = None
         failures = 0
-        patience = self.patience_seconds
+        patience = self._patience_seconds
         while True:
             have = sink.tell()
             headers = {"Accept-Encoding": "identity"}
@@ -482,7 +861,7 @@ class _Flows:
                 failures += 1  # more is here than there: what is here belongs to something else
                 _restart(sink)
                 continue
-            patience = self.reconnect_seconds
+            patience = self._reconnect_seconds
             begin, total = _extent(body.response)
             if begin != have:
                 _restart(sink)
@@ -506,23 +885,25 @@ class _Flows:
     def _send(self, send: _Send, patience_seconds: float | None = None) -> _Part[_Body]:
         """Sends, and sends again for `patience_seconds` while the service is away or busy.
 
-        Every request of this client may be repeated: reading changes nothing, `create` carries an idempotency key,
-        and what was cancelled or deleted stays so. Raises `ServiceError` and `ServiceUnreachable`.
+        Every request of this client may be repeated: reading changes nothing, what makes a video carries an
+        idempotency key, and what was cancelled or deleted stays so; an error tells whether it was `repeated`.
+        Raises `ServiceError` and `ServiceUnreachable`.
         """
-        patience = self.patience_seconds if patience_seconds is None else patience_seconds
+        patience = self._patience_seconds if patience_seconds is None else patience_seconds
         deadline = time.monotonic() + patience
-        failures = 0
+        failures, lost = 0, False
         while True:
             pause = _pause_seconds(failures)
             failure: LongtakeError
             try:
                 body: _Body = yield send
             except httpx.RequestError as error:
-                failure = self._unreachable(error)
+                failure, lost = self._unreachable(error), True
             else:
                 if not body.response.is_error:
                     return body
                 problem = _problem(body.response)
+                problem.repeated = lost
                 if problem.status not in _PASSING_STATUSES:
                     raise problem
                 pause = max(pause, problem.retry_after_seconds or 0.0)
@@ -536,167 +917,13 @@ class _Flows:
         return ServiceUnreachable(f"no answer from {self.url}: {_words(error)}")
 
 
-class _Client:
-    """What both clients are told."""
-
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        patience_seconds: float = 10.0,
-        reconnect_seconds: float = 120.0,
-        timeout_seconds: float = 60.0,
-    ) -> None:
-        """A client of the service at `url`.
-
-        Args:
-            url: origin of the service, with the path it is mounted at if there is one.
-            api_key: sent as a bearer token.
-            patience_seconds: how long a call is tried again while the service is away or busy.
-            reconnect_seconds: the same once a video is being waited for, streamed or downloaded.
-            timeout_seconds: longest silence on a connection; above the service's heartbeat of 15 s.
-
-        Raises:
-            ValueError: `url` is no http or https URL.
-        """
-        parsed = httpx.URL(url)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"not an http:// or https:// URL: {url}")
-        self.url = url.rstrip("/")
-        self._flows = _Flows(self.url, patience_seconds, reconnect_seconds)
-        headers = {"User-Agent": f"longtake-python/{__version__}"}
-        if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
-        options: dict[str, Any] = {
-            "base_url": self.url + "/",
-            "headers": headers,
-            "timeout": httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds)),
-            "follow_redirects": True,
-            # No proxy of the environment leads to this machine itself.
-            "trust_env": parsed.host not in _LOOPBACK,
-        }
-        self._open(options)
-
-    def _open(self, options: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-
 class LongtakeClient(_Client):
-    """Synchronous client; a context manager. Methods raise the errors of this module and nothing of httpx."""
+    """Synchronous client; a context manager. Operations raise the errors of this module and nothing of httpx."""
 
     _http: httpx.Client
 
     def _open(self, options: dict[str, Any]) -> None:
         self._http = httpx.Client(**options)
-
-    def create(
-        self,
-        prompt: str | None = None,
-        *,
-        idempotency_key: str | None = None,
-        **request: Unpack[VideoRequest],
-    ) -> VideoObject:
-        """Asks for a video of `prompt`, or of the timeline `prompts`.
-
-        A lost answer never makes a second video: the request carries `idempotency_key`, a random one by default.
-        """
-        return self._one(self._flows.create(_request_body(prompt, request), idempotency_key))
-
-    def retrieve(self, video_id: str) -> VideoObject:
-        """The video as it is now."""
-        return self._one(self._flows.retrieve(video_id))
-
-    def list(
-        self,
-        *,
-        status: Status | str | None = None,
-        order: Literal["asc", "desc"] = "desc",
-        page_size: int = 50,
-        after: str | None = None,
-    ) -> Generator[VideoObject]:
-        """Your videos by time of creation, newest first by default; pages are fetched as they are needed."""
-        return self._each(self._flows.videos(_list_params(status, order, page_size, after)))
-
-    def cancel(self, video_id: str) -> VideoObject:
-        """Stops a video; its finished chunks stay. Raises `Conflict` when it has ended otherwise already."""
-        return self._one(self._flows.cancel(video_id))
-
-    def pause(self, video_id: str) -> VideoObject:
-        """Pauses a video, a running one after its next chunk. Raises `Conflict` when it has ended."""
-        return self._one(self._flows.pause(video_id))
-
-    def resume(self, video_id: str) -> VideoObject:
-        """Lets a paused video go on. Raises `Conflict` when it is not paused."""
-        return self._one(self._flows.resume(video_id))
-
-    def delete(self, video_id: str) -> bool:
-        """Stops a video if it runs, and removes everything of it."""
-        return self._one(self._flows.delete(video_id))
-
-    def wait(self, video_id: str, *, timeout_seconds: float | None = None) -> VideoObject:
-        """Polls, as often as the service suggests, until the video is completed, failed or cancelled.
-
-        Look at `status` and `error` of what it returns. Raises `WaitTimeout` after `timeout_seconds`.
-        """
-        return self._one(self._flows.wait(video_id, timeout_seconds))
-
-    def events(self, video_id: str, *, after: str | None = None) -> Generator[VideoEvent]:
-        """Events up to the terminal one, without gap or repeat over lost connections and restarts of the service.
-
-        `after` is the id of the last event already seen; None starts with the first.
-        """
-        return self._each(self._flows.events(video_id, after))
-
-    def chunks(self, video_id: str, *, start: int = 0) -> Generator[ChunkObject]:
-        """Chunks in order from index `start`, each as soon as it is ready; ends with the video."""
-        return self._each(self._flows.chunks(video_id, start))
-
-    def download(
-        self,
-        video_id: str,
-        path: str | os.PathLike[str],
-        *,
-        variant: Variant = "video",
-    ) -> Path:
-        """Writes the finished file to `path`, which appears complete or not at all.
-
-        A lost connection is continued where it broke; so is an earlier call that was interrupted.
-        """
-        return self._one(
-            self._flows.download_file(*_content(video_id, variant), Path(path), f"{video_id}.{variant}")
-        )
-
-    def read(self, video_id: str, *, variant: Variant = "video") -> bytes:
-        """The finished file as bytes."""
-        return self._one(self._flows.download(*_content(video_id, variant)))
-
-    def read_chunk(self, video_id: str, index: int) -> bytes:
-        """One chunk as an MP4 that plays by itself."""
-        return self._one(self._flows.download(f"{_video(video_id)}/chunks/{index}/content", {}))
-
-    def models(self) -> Sequence[ModelObject]:
-        """Models the service can make videos with."""
-        return self._one(self._flows.models())
-
-    def webhook_deliveries(self, video_id: str) -> Generator[WebhookDelivery]:
-        """What was sent to the video's `webhook_url` and how it went, the newest first."""
-        return self._each(self._flows.webhook_deliveries(video_id))
-
-    def retry_webhook(self, video_id: str, delivery_id: str) -> WebhookDelivery:
-        """Sends a webhook again, at once and as often as a new one."""
-        return self._one(self._flows.retry_webhook(video_id, delivery_id))
-
-    def webhook_secret(self) -> WebhookSecret:
-        """What your webhooks are signed with."""
-        return self._one(self._flows.webhook_secret())
-
-    def rotate_webhook_secret(self, *, overlap_seconds: int | None = None) -> WebhookSecret:
-        """A new secret. The old one signs beside it for a while, the service's default if None.
-
-        A lost answer may rotate once more; the last secret is the one that is returned.
-        """
-        return self._one(self._flows.rotate_webhook_secret(overlap_seconds))
 
     def close(self) -> None:
         """Closes all connections."""
@@ -713,11 +940,11 @@ class LongtakeClient(_Client):
     ) -> None:
         self.close()
 
-    def _one(self, flow: _Flow[T]) -> T:
-        with closing(self._each(flow)) as items:
+    def _one(self, part: _Part[T]) -> T:
+        with closing(self._each(_emitting(part))) as items:
             return next(items)
 
-    def _each(self, flow: _Flow[T]) -> Generator[T]:
+    def _each(self, flow: _Items[T]) -> Generator[T]:
         bodies: _Bodies = []
         resume: Callable[[], _Step | _Emit[T]] = partial(next, flow)
         try:
@@ -765,82 +992,12 @@ class LongtakeClient(_Client):
 
 
 class AsyncLongtakeClient(_Client):
-    """The same for asyncio; an asynchronous context manager. Each method does what its namesake above does."""
+    """The same for asyncio; an asynchronous context manager."""
 
     _http: httpx.AsyncClient
 
     def _open(self, options: dict[str, Any]) -> None:
         self._http = httpx.AsyncClient(**options)
-
-    async def create(
-        self,
-        prompt: str | None = None,
-        *,
-        idempotency_key: str | None = None,
-        **request: Unpack[VideoRequest],
-    ) -> VideoObject:
-        return await self._one(self._flows.create(_request_body(prompt, request), idempotency_key))
-
-    async def retrieve(self, video_id: str) -> VideoObject:
-        return await self._one(self._flows.retrieve(video_id))
-
-    def list(
-        self,
-        *,
-        status: Status | str | None = None,
-        order: Literal["asc", "desc"] = "desc",
-        page_size: int = 50,
-        after: str | None = None,
-    ) -> AsyncGenerator[VideoObject]:
-        return self._each(self._flows.videos(_list_params(status, order, page_size, after)))
-
-    async def cancel(self, video_id: str) -> VideoObject:
-        return await self._one(self._flows.cancel(video_id))
-
-    async def pause(self, video_id: str) -> VideoObject:
-        return await self._one(self._flows.pause(video_id))
-
-    async def resume(self, video_id: str) -> VideoObject:
-        return await self._one(self._flows.resume(video_id))
-
-    async def delete(self, video_id: str) -> bool:
-        return await self._one(self._flows.delete(video_id))
-
-    async def wait(self, video_id: str, *, timeout_seconds: float | None = None) -> VideoObject:
-        return await self._one(self._flows.wait(video_id, timeout_seconds))
-
-    def events(self, video_id: str, *, after: str | None = None) -> AsyncGenerator[VideoEvent]:
-        return self._each(self._flows.events(video_id, after))
-
-    def chunks(self, video_id: str, *, start: int = 0) -> AsyncGenerator[ChunkObject]:
-        return self._each(self._flows.chunks(video_id, start))
-
-    async def download(
-        self, video_id: str, path: str | os.PathLike[str], *, variant: Variant = "video"
-    ) -> Path:
-        content = _content(video_id, variant)
-        return await self._one(self._flows.download_file(*content, Path(path), f"{video_id}.{variant}"))
-
-    async def read(self, video_id: str, *, variant: Variant = "video") -> bytes:
-        return await self._one(self._flows.download(*_content(video_id, variant)))
-
-    async def read_chunk(self, video_id: str, index: int) -> bytes:
-        return await self._one(self._flows.download(f"{_video(video_id)}/chunks/{index}/content", {}))
-
-    async def models(self) -> Sequence[ModelObject]:
-        return await self._one(self._flows.models())
-
-    def webhook_deliveries(self, video_id: str) -> AsyncGenerator[WebhookDelivery]:
-        return self._each(self._flows.webhook_deliveries(video_id))
-
-    async def retry_webhook(self, video_id: str, delivery_id: str) -> WebhookDelivery:
-        return await self._one(self._flows.retry_webhook(video_id, delivery_id))
-
-    async def webhook_secret(self) -> WebhookSecret:
-        return await self._one(self._flows.webhook_secret())
-
-    async def rotate_webhook_secret(self, *, overlap_seconds: int | None = None) -> WebhookSecret:
-        return await self._one(self._flows.rotate_webhook_secret(overlap_seconds))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -856,11 +1013,11 @@ class AsyncLongtakeClient(_Client):
     ) -> None:
         await self.close()
 
-    async def _one(self, flow: _Flow[T]) -> T:
-        async with aclosing(self._each(flow)) as items:
+    async def _one(self, part: _Part[T]) -> T:
+        async with aclosing(self._each(_emitting(part))) as items:
             return await anext(items)
 
-    async def _each(self, flow: _Flow[T]) -> AsyncGenerator[T]:
+    async def _each(self, flow: _Items[T]) -> AsyncGenerator[T]:
         bodies: _Bodies = []
         resume: Callable[[], _Step | _Emit[T]] = partial(next, flow)
         try:
@@ -911,21 +1068,35 @@ def _video(video_id: str) -> str:
     return f"v1/videos/{quote(video_id, safe='')}"
 
 
-def _content(video_id: str, variant: str) -> tuple[str, dict[str, str]]:
-    return f"{_video(video_id)}/content", {"variant": variant}
+def _content(video_id: str, variant: str, so_far: bool) -> tuple[str, dict[str, str]]:
+    query = {"variant": variant, **({"partial": "true"} if so_far else {})}
+    return f"{_video(video_id)}/content", query
 
 
-def _request_body(prompt: str | None, request: VideoRequest) -> dict[str, Any]:
-    return {name: value for name, value in {"prompt": prompt, **request}.items() if value is not None}
+def _given(fields: Mapping[str, Any], write: Callable[[Any], V]) -> dict[str, V]:
+    """The fields that have a value, each as `write` writes it."""
+    return {name: write(value) for name, value in fields.items() if value is not None}
 
 
-def _list_params(status: str | None, order: str, page_size: int, after: str | None) -> dict[str, Any]:
-    return {"status": status, "order": order, "limit": page_size, "after": after}
+def _uploaded(upload: Upload) -> tuple[str, bytes]:
+    """Name and content of a file."""
+    if isinstance(upload, bytes):
+        return "input_reference", upload
+    if isinstance(upload, str | os.PathLike):
+        path = Path(upload)
+        return path.name, path.read_bytes()
+    return Path(str(getattr(upload, "name", "input_reference"))).name, upload.read()
 
 
 def _build(http: httpx.Client | httpx.AsyncClient, send: _Send) -> httpx.Request:
     return http.build_request(
-        send.method, send.path, params=dict(send.params), json=send.json, headers=dict(send.headers)
+        send.method,
+        send.path,
+        params=dict(send.params),
+        json=send.json,
+        data=None if send.form is None else dict(send.form),
+        files=None if send.file is None else {"input_reference": send.file},
+        headers=dict(send.headers),
     )
 
 
@@ -979,13 +1150,8 @@ def _problem(response: httpx.Response) -> ServiceError:
             None,
             None,
         )
-    kind: type[ServiceError] = {
-        401: NotAuthorized,
-        403: NotAuthorized,
-        404: NotFound,
-        409: Conflict,
-        429: TooManyRequests,
-    }.get(response.status_code, InvalidRequest if response.is_client_error else ServiceUnavailable)
+    otherwise = InvalidRequest if response.is_client_error else ServiceUnavailable
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(response.status_code, otherwise)
     return kind(
         message,
         status=response.status_code,

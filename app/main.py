@@ -43,6 +43,7 @@ from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
 from app.removal import Sweeper
 from app.routes import chunks, control, derived, events, operations, page, reference, videos, webhooks
 from app.routes.documentation import errors
+from app.routes.examples import EXAMPLES
 from app.schemas import CreateVideo, ExtendVideo, RemixVideo, SteerVideo, UpdateVideo
 from app.settings import Settings
 from app.storage import StorageError
@@ -334,6 +335,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= schema.pop("$defs", {})
             schemas[body.__name__] = schema
+        for name, example in EXAMPLES.items():
+            schemas[name]["examples"] = [example]
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -319,6 +319,8 @@ class ModelObject(BaseModel):
 
 
 class ModelList(BaseModel):
+    """All models, on one page."""
+
     object: Literal["list"] = "list"
     data: list[ModelObject]
 
@@ -489,6 +491,8 @@ class WebhookSecret(BaseModel):
 
 
 class VideoDeleted(BaseModel):
+    """The answer to a deletion."""
+
     id: str
     object: Literal["video.deleted"] = "video.deleted"
     deleted: Literal[True] = True

@@ -40,8 +40,8 @@ class Settings(BaseSettings):
     s3_create_bucket: bool = Field(False, description="Create the bucket at start when it does not exist.")
 
     # HTTP.
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API listens on; 0: a free one.")
     public_url: str | None = Field(
         None, description="Origin clients reach the API at, prefixed to URLs in answers. None: relative URLs."
     )
@@ -81,19 +81,19 @@ class Settings(BaseSettings):
 
     # What may be asked.
     model: str = Field("builtin", description="Model a worker loads: `builtin`, a folder, or a hub id.")
-    default_seconds: float = Field(60.0, gt=0)
+    default_seconds: float = Field(60.0, gt=0, description="Length of a video that is asked for without one.")
     max_seconds: float = Field(3600.0, gt=0, description="Longest video one request may ask for.")
     max_endless_seconds: float = Field(
         24 * 3600.0,
         ge=0,
         description="Length at which an endless video ends by itself; 0: none may be asked for.",
     )
-    min_seconds: float = Field(0.25, gt=0)
-    max_prompt_chars: int = Field(4000, ge=1)
+    min_seconds: float = Field(0.25, gt=0, description="Shortest video one request may ask for.")
+    max_prompt_chars: int = Field(4000, ge=1, description="Characters of one prompt.")
     max_prompts: int = Field(
         500, ge=1, description="Prompts in one video's timeline, those that steer it while it runs included."
     )
-    max_metadata_bytes: int = Field(16 * 1024, ge=0)
+    max_metadata_bytes: int = Field(16 * 1024, ge=0, description="Labels of one video, names and values.")
     max_body_bytes: int = Field(1024 * 1024, ge=1024, description="Largest JSON or form body without a file.")
     max_data_url_bytes: int = Field(
         8 * 1024 * 1024,
@@ -119,7 +119,9 @@ class Settings(BaseSettings):
     max_queued: int = Field(
         1000, ge=1, description="Videos of one model that may wait; more are refused with 429."
     )
-    idempotency_seconds: int = Field(24 * 3600, ge=60)
+    idempotency_seconds: int = Field(
+        24 * 3600, ge=60, description="How long an Idempotency-Key names the video that was made with it."
+    )
     keep_seconds: float = Field(
         0.0, ge=0, description="A video and its files are removed this long after it has ended; 0: never."
     )
@@ -134,7 +136,7 @@ class Settings(BaseSettings):
         description="Networks (CIDR, separated by commas) that webhooks may reach beside public addresses, such as "
         "`10.1.2.0/24`. Empty: none that is private, loopback, link-local or reserved.",
     )
-    max_webhook_url_chars: int = Field(2048, ge=16)
+    max_webhook_url_chars: int = Field(2048, ge=16, description="Characters of a webhook_url.")
     webhook_concurrency: int = Field(
         16, ge=0, le=1000, description="Webhooks one API process sends at once; 0: others send them."
     )
@@ -174,11 +176,11 @@ class Settings(BaseSettings):
         gt=0,
         description="This often one video of a lower priority that has waited so long gets a turn before all others.",
     )
-    codec: Literal["h264", "hevc", "vp9", "av1"] = "h264"
+    codec: Literal["h264", "hevc", "vp9", "av1"] = Field("h264", description="Codec of the video files.")
     crf: int = Field(20, ge=0, le=63, description="Constant rate factor of the codec; lower is better.")
     stage_queue: int = Field(2, ge=1, description="Chunks that may wait between two pipeline stages.")
     lease_seconds: float = Field(15.0, ge=1, description="A worker silent this long loses its videos.")
-    heartbeat_seconds: float = Field(3.0, gt=0)
+    heartbeat_seconds: float = Field(3.0, gt=0, description="How often a worker says that it lives.")
     control_seconds: float = Field(0.25, gt=0, description="How often a running video looks at its flags.")
     progress_seconds: float = Field(0.5, gt=0, description="Least time between two progress events.")
     max_attempts: int = Field(3, ge=1, description="Starts of a video that kills its worker, then it fails.")
@@ -195,8 +197,10 @@ class Settings(BaseSettings):
     retry_max_seconds: float = Field(
         10.0, gt=0, description="Longest wait between tries while Redis or the store is away."
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_json: bool = False
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="What is logged, from this level on. DEBUG: commands show tracebacks too."
+    )
+    log_json: bool = Field(False, description="Log lines as JSON.")
 
     @field_validator("webhook_allowed_networks")
     @classmethod

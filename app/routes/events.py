@@ -22,6 +22,21 @@ router = APIRouter(prefix="/v1/videos", tags=["events"])
 log = logging.getLogger(__name__)
 
 
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {
+        "id": {"type": "string", "description": "What `Last-Event-ID` goes on after."},
+        "event": {
+            "type": "string",
+            "enum": ["status", "progress", "prompt", "chunk", "completed", "failed", "cancelled"],
+        },
+        "data": {"type": "string", "description": "An object as JSON."},
+    },
+    "required": ["id", "event", "data"],
+}
+
+
 @router.get(
     "/{video_id}/events",
     response_class=Response,
@@ -30,7 +45,7 @@ log = logging.getLogger(__name__)
             "description": "Events `status`, `progress`, `prompt`, `chunk`, and one of `completed`, `failed`, "
             "`cancelled` as the last. The data of `chunk` is a chunk object, of `progress` what has changed, of "
             "`prompt` the `text` that steers the video and the second `at` from which on, of all others the video.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
         204: {"description": "The video has ended and the client has had its last event: do not reconnect."},
         **errors(400, 404, 503),

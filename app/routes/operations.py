@@ -43,14 +43,20 @@ class Readiness(BaseModel):
     models: list[str]
 
 
-@router.get("/v1/models", response_model=ModelList, responses=errors(503), tags=["models"])
+@router.get(
+    "/v1/models", response_model=ModelList, responses=errors(503), tags=["models"], summary="List models"
+)
 def list_models(ctx: Ctx) -> ModelList:
     """Models that workers have registered, with what can be asked of them."""
     return ModelList(data=[_wire(card, ctx) for card in ctx.videos.models().values()])
 
 
 @router.get(
-    "/v1/models/{model:path}", response_model=ModelObject, responses=errors(404, 503), tags=["models"]
+    "/v1/models/{model:path}",
+    response_model=ModelObject,
+    responses=errors(404, 503),
+    tags=["models"],
+    summary="Look at a model",
 )
 def retrieve_model(model: str, ctx: Ctx) -> ModelObject:
     """One model. Its name may hold slashes, as those of a model hub do."""
@@ -70,13 +76,15 @@ def _wire(card: ModelCard, ctx: Context) -> ModelObject:
     )
 
 
-@router.get("/healthz", response_model=Health, tags=["operations"])
+@router.get("/healthz", response_model=Health, tags=["operations"], summary="Liveness")
 async def healthz() -> Health:
     """Liveness: says nothing about Redis or the store, whose absence a restart would not cure."""
     return Health()
 
 
-@router.get("/readyz", response_model=Readiness, responses=errors(503), tags=["operations"])
+@router.get(
+    "/readyz", response_model=Readiness, responses=errors(503), tags=["operations"], summary="Readiness"
+)
 def readyz(ctx: Ctx) -> Readiness | Response:
     """Readiness: Redis and the store answer, and API keys can be checked where they are on.
 
@@ -113,6 +121,7 @@ def readyz(ctx: Ctx) -> Readiness | Response:
         **errors(401, 404),
     },
     tags=["operations"],
+    summary="Figures",
 )
 def metrics(request: Request, ctx: Ctx) -> Response:
     """Figures for Prometheus. Takes a token of its own; without one it is there only while API keys are off.

@@ -126,7 +126,7 @@ def delete_video(video_id: str, ctx: Ctx) -> VideoDeleted:
     responses={
         **file("video/mp4", "The file."),
         302: {"description": "The file is at this presigned URL."},
-        **errors(404, 416, 503),
+        **errors(400, 404, 416, 503),
     },
     summary="Download a video",
 )

@@ -7,17 +7,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from app import __version__
 from app.cli import main
 from app.keys import Keyring
+from app.progress import Progress, ProgressDisplay
 from tests.app.conftest import Api, Tenants
 
-COMMANDS = ["up", "generate", "watch", "models", "api", "worker", "webhooks", "keys"]
+ON_ONE_VIDEO = ["show", "update", "finish", "pause", "resume", "cancel", "steer", "extend", "remix"]
+COMMANDS = [
+    *("up", "generate", "watch", "models", "api", "worker", "recover", "webhooks", "keys"),
+    *("list", "delete", "download", *ON_ONE_VIDEO),
+]
+ARGUMENTS = {
+    "steer": ["A blue ball"],
+    "extend": ["A blue ball", "--seconds", "4"],
+    "remix": ["A blue ball"],
+    "update": ["--seconds", "3"],
+}
 
 
 def complaint(capsys: pytest.CaptureFixture[str]) -> str:
@@ -129,6 +142,158 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(
     assert code == 2
     assert words in complaint(capsys)
     assert api.http.get("/v1/videos").json()["data"] == []
+
+
+def test_videos_are_listed_shown_and_removed(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = [api.create(prompt=f"Ball {n} " + "x" * 80, metadata={"take": str(n)})["id"] for n in range(3)]
+    assert main(["list", "--url", api.url, "--limit", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [[ids[2], "queued"], [ids[1], "queued"]]
+    assert all(len(line) < 140 for line in lines)
+    assert main(["list", "--url", api.url, "--json", "--limit", "0", "--status", "queued"]) == 0
+    assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ids[::-1]
+    assert main(["show", ids[0], "--url", api.url]) == 0
+    shown = capsys.readouterr().out
+    for words in (f"id         {ids[0]}", "status     queued", "labels     take=0", "       0 s Ball 0"):
+        assert words in shown
+    assert main(["delete", *ids[:2], "--url", api.url]) == 0
+    assert capsys.readouterr().out == f"deleted {ids[0]}\ndeleted {ids[1]}\n"
+    assert [one["id"] for one in api.http.get("/v1/videos").json()["data"]] == ids[2:]
+
+
+def test_a_video_is_controlled(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    video_id = api.create(seconds="endless")["id"]
+    api.worker.claim(video_id)
+    api.worker.commit(video_id, 0)
+
+    def run(*arguments: str) -> str:
+        assert main([*arguments, "--url", api.url]) == 0
+        return capsys.readouterr().out
+
+    pending = json.loads(run("steer", video_id, "A blue ball", "--at", "9", "--json"))["pending_prompts"]
+    assert pending == [{"at": 9, "text": "A blue ball"}]
+    assert "       9 s A blue ball (pending)" in run("show", video_id)
+    assert run("pause", video_id).startswith(f"{video_id}  in_progress  ")
+    run("resume", video_id)
+    assert run("update", video_id, "--seconds", "12").endswith("  12 s\n")
+    run("finish", video_id)
+    api.worker.finish(video_id)
+    assert main(["cancel", video_id, "--url", api.url]) == 1
+    assert complaint(capsys) == "The video has completed already."
+    longer = run("extend", video_id, "A green ball", "--seconds", "4", "--priority", "high").strip()
+    remix = run("remix", video_id, "A green ball").strip()
+    told = [json.loads(run("cancel", one, "--json")) for one in (longer, remix)]
+    assert (told[0]["extended_from_video_id"], told[0]["priority"]) == (video_id, "high")
+    assert told[1]["remixed_from_video_id"] == video_id
+
+
+@pytest.mark.parametrize("command", ON_ONE_VIDEO)
+def test_a_video_that_is_not_there_is_one_line(
+    command: str, api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "video_" + 32 * "0", *ARGUMENTS.get(command, []), "--url", api.url]) == 1
+    assert "no such video" in complaint(capsys)
+
+
+def test_files_are_downloaded(
+    api: Api, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video_id = api.create(seconds=2)["id"]
+    api.worker.claim(video_id)
+    api.worker.commit(video_id, 0)
+    assert main(["download", video_id, "--url", api.url]) == 1
+    assert "not made yet" in complaint(capsys)
+    assert main(["download", video_id, "--so-far", "-o", "part.mp4", "--url", api.url]) == 0
+    api.worker.finish(video_id)
+    assert main(["download", video_id, "--url", api.url]) == 0
+    assert main(["download", video_id, "--variant", "thumbnail", "--url", api.url]) == 0
+    assert capsys.readouterr().out.split() == ["part.mp4", f"{video_id}.mp4", f"{video_id}-thumbnail.jpg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["part.mp4", f"{video_id}.mp4", f"{video_id}-thumbnail.jpg"]
+    )
+    assert main(["download", video_id, "-o", ".", "--url", api.url]) == 2
+    assert "is a folder" in complaint(capsys)
+
+
+@contextmanager
+def working(api: Api, make: Callable[[str], None]) -> Iterator[None]:
+    """Makes the next video that is asked for, in a thread that ends with the block."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(0.02):
+            if (taken := api.worker.videos.take("builtin", "double", 60)) is not None:
+                make(taken.video_id)
+                return
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(20)
+
+
+def test_generate_asks_for_all_it_is_told(
+    api: Api, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "photo.png")
+
+    arguments = ["generate", "A lake", "--prompt-at", "1", "A storm", "--prompt-at", "1.5", "The sun"]
+    arguments += ["--seconds", "2", "--priority", "high", "--input", str(tmp_path / "photo.png")]
+    with working(api, api.worker.make):
+        code = main([*arguments, "-o", str(tmp_path / "x.mp4"), "--url", api.url])
+    assert code == 0, capsys.readouterr().err
+    capsys.readouterr()
+    [video] = api.http.get("/v1/videos").json()["data"]
+    assert [(p["at"], p["text"]) for p in video["prompts"]] == [
+        (0, "A lake"),
+        (1, "A storm"),
+        (1.5, "The sun"),
+    ]
+    assert (video["priority"], video["input_reference"]["kind"]) == ("high", "image")
+    for wrong, words in (
+        (["--prompt-at", "soon", "A storm"], "--prompt-at: SECOND is a number"),
+        (["--prompt-at", "-1", "A storm"], "--prompt-at: SECOND is a number"),
+        (["--input", "nowhere.png"], "--input: there is no file nowhere.png"),
+    ):
+        assert main(["generate", "A lake", *wrong, "-o", str(tmp_path / "x.mp4"), "--url", api.url]) == 2
+        assert words in complaint(capsys)
+
+
+def test_an_interruption_finishes_an_endless_video_and_writes_it(
+    api: Api, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting(ProgressDisplay):
+        """Ctrl-C as soon as a chunk is there."""
+
+        interrupted = False
+
+        def show(self, progress: Progress) -> None:
+            super().show(progress)
+            if progress.video.chunks_ready and not Interrupting.interrupted:
+                Interrupting.interrupted = True
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.cli.generate.ProgressDisplay", Interrupting)
+
+    def make(video_id: str) -> None:
+        api.worker.claim(video_id)
+        api.worker.commit(video_id, 0)
+        while not (video := api.worker.videos.get(video_id)) or not video.state.finish_requested:
+            time.sleep(0.02)
+        api.worker.commit(video_id, 1)
+        api.worker.finish(video_id)
+
+    out = tmp_path / "x.mp4"
+    with working(api, make):
+        code = main(["generate", "A lake", "--seconds", "endless", "-o", str(out), "--url", api.url])
+    said = capsys.readouterr().err
+    assert code == 0, said
+    assert "finishing video_" in said
+    assert out.stat().st_size > 1000
 
 
 def test_models_are_one_line_each(api: Api, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -11,21 +12,27 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from pydantic import SecretStr
 
 from app.client import (
     AsyncLongtakeClient,
     Conflict,
     EventParser,
+    IdempotencyMismatch,
     InvalidRequest,
     LongtakeClient,
     NotFound,
+    NotReady,
     ServiceError,
     ServiceUnavailable,
     ServiceUnreachable,
     TooManyRequests,
+    VideoEnded,
+    VideoEnding,
     VideoEvent,
     WaitTimeout,
 )
@@ -70,7 +77,7 @@ class FlakyProxy:
     def _pump(self, source: socket.socket, sink: socket.socket, left: int | None) -> None:
         with suppress(OSError):
             while data := source.recv(16384):
-                if data.split(b" ", 1)[0] in (b"GET", b"POST", b"DELETE"):
+                if data.split(b" ", 1)[0] in (b"GET", b"POST", b"PATCH", b"DELETE"):
                     self.requests.append(data.decode(errors="replace"))
                 if left is not None:
                     data, left = data[:left], left - len(data)
@@ -156,6 +163,154 @@ def test_a_failed_video_is_returned_with_its_reason(client: LongtakeClient, api:
     failed = client.wait(video.id)
     assert failed.status is Status.FAILED
     assert failed.error == JobError(code="out_of_memory", message="Too big.")
+
+
+# -- running videos -----------------------------------------------------------------------------------------
+
+
+def test_a_running_video_is_steered_changed_paused_and_finished(client: LongtakeClient, api: Api) -> None:
+    video = client.create("A calm lake", seconds="endless")
+    assert (video.seconds, video.frames) == ("endless", None)
+    api.worker.claim(video.id)
+    api.worker.commit(video.id, 0)
+    steered = client.steer(video.id, "A storm", at=9)
+    assert [(prompt.at, prompt.text) for prompt in steered.pending_prompts] == [(9, "A storm")]
+    assert client.update(video.id, seconds=12, metadata={"scene": "2"}).seconds == "12"
+    assert client.retrieve(video.id).metadata == {"scene": "2"}
+    assert client.pause(video.id).pause_requested
+    assert not client.resume(video.id).pause_requested
+    with pytest.raises(Conflict) as caught:
+        client.resume(video.id)
+    assert caught.value.code == "video_not_paused"
+    client.finish(video.id)
+    with pytest.raises(VideoEnding):
+        client.steer(video.id, "Too late")
+    api.worker.finish(video.id)
+    client.finish(video.id)  # once more changes nothing
+    for operation in (client.cancel, client.pause):
+        with pytest.raises(VideoEnded):
+            operation(video.id)
+
+
+def test_extend_and_remix_make_new_videos(client: LongtakeClient, api: Api) -> None:
+    source = client.create("A red ball", seconds=2, seed=7)
+    api.worker.make(source.id)
+    longer = client.extend(source.id, "A blue ball", seconds=4, metadata={"take": "2"})
+    assert (longer.extended_from_video_id, longer.seconds, longer.metadata) == (source.id, "4", {"take": "2"})
+    remix = client.remix(source.id, "A green ball", priority="low", idempotency_key="once")
+    assert (remix.remixed_from_video_id, remix.seed, remix.priority) == (source.id, 7, "low")
+    assert client.remix(source.id, "A green ball", priority="low", idempotency_key="once").id == remix.id
+    with pytest.raises(IdempotencyMismatch):
+        client.remix(source.id, "A blue ball", idempotency_key="once")
+
+
+@pytest.mark.parametrize("form", ["path", "text", "bytes", "open file"])
+def test_create_uploads_what_the_video_begins_with(
+    client: LongtakeClient, proxy: FlakyProxy, tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (200, 100), "red").save(path)
+    proxy.cuts = [10]  # the answer is lost, so all of it is sent again
+    with path.open("rb") as file, LongtakeClient(proxy.url) as over_proxy:
+        given: dict[str, Any] = {
+            "path": path,
+            "text": str(path),
+            "bytes": path.read_bytes(),
+            "open file": file,
+        }
+        video = over_proxy.create(
+            "A red ball",
+            seconds=2,
+            seed=3,
+            metadata={"a": "b"},
+            prompts=[{"at": 1, "text": "A blue ball"}],
+            input_reference=given[form],
+        )
+    assert video.input_reference is not None
+    assert (video.input_reference.kind, video.input_reference.width) == ("image", 200)
+    assert (video.seed, video.metadata) == (3, {"a": "b"})
+    assert [prompt.text for prompt in video.prompts] == ["A red ball", "A blue ball"]
+    assert [one.id for one in client.list()] == [video.id]
+
+
+def test_create_and_poll_waits(client: LongtakeClient, api: Api) -> None:
+    def work() -> None:
+        while (taken := api.worker.videos.take("builtin", "double", 60)) is None:
+            time.sleep(0.02)
+        api.worker.make(taken.video_id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert client.create_and_poll("A red ball", seconds=2, timeout_seconds=20).status is Status.COMPLETED
+    thread.join()
+
+
+def test_what_was_done_although_its_answer_was_lost_is_no_error(
+    client: LongtakeClient, api: Api, proxy: FlakyProxy
+) -> None:
+    video = client.create("A red ball", seconds=2)
+    client.pause(video.id)
+    with LongtakeClient(proxy.url) as over_proxy:
+        proxy.cuts = [10]
+        assert over_proxy.resume(video.id).status is Status.QUEUED
+        proxy.cuts = [10]
+    with LongtakeClient(proxy.url) as over_proxy:
+        assert over_proxy.delete(video.id)
+    with pytest.raises(NotFound):
+        client.delete(video.id)
+
+
+def test_every_operation_of_the_document_is_in_the_client(
+    client: LongtakeClient, api: Api, proxy: FlakyProxy, tmp_path: Path
+) -> None:
+    """Each address is reached by some method; those for operators and browsers are not its business."""
+    source = client.create("A red ball", seconds=2, webhook_url="https://example.com/hook")
+    api.worker.make(source.id)
+    other = client.create("A red ball", seconds=2)
+    with LongtakeClient(proxy.url) as one:
+        operations: list[Callable[[], Any]] = [
+            lambda: one.create("A ball"),
+            lambda: one.retrieve(source.id),
+            lambda: list(one.list()),
+            lambda: one.update(other.id, seconds=3),
+            lambda: one.steer(other.id, "A blue ball"),
+            lambda: one.finish(source.id),
+            lambda: one.pause(other.id),
+            lambda: one.resume(other.id),
+            lambda: one.cancel(other.id),
+            lambda: one.extend(source.id, "x", seconds=4),
+            lambda: one.remix(source.id, "x"),
+            lambda: list(one.events(source.id)),
+            lambda: list(one.chunks(source.id, start=9)),
+            lambda: one.retrieve_chunk(source.id, 0),
+            lambda: one.read_chunk(source.id, 0, form="m4s"),
+            lambda: one.read_init(source.id),
+            lambda: one.read_playlist(source.id),
+            lambda: one.download(source.id, tmp_path / "x.mp4"),
+            one.models,
+            lambda: one.model("builtin"),
+            lambda: list(one.webhook_deliveries(source.id)),
+            lambda: one.retry_webhook(source.id, next(iter(client.webhook_deliveries(source.id))).id),
+            one.webhook_secret,
+            one.rotate_webhook_secret,
+            lambda: one.delete(other.id),
+        ]
+        for operation in operations:
+            with suppress(VideoEnded):
+                operation()
+    asked = {tuple(request.split(" ", 2)[:2]) for request in proxy.requests}
+    missing = []
+    for path, methods in api.http.get("/openapi.json").json()["paths"].items():
+        pattern = re.compile(re.sub(r"\{\w+\}", "[^/?]+", path) + r"(\?.*)?")
+        for method in methods:
+            if not any(verb == method.upper() and pattern.fullmatch(target) for verb, target in asked):
+                missing.append(f"{method.upper()} {path}")
+    assert missing == [
+        "GET /v1/videos/{video_id}/chunks/{index}.m4s",  # read_chunk has it as a format
+        "GET /healthz",
+        "GET /readyz",
+        "GET /metrics",
+    ]
 
 
 # -- events and chunks --------------------------------------------------------------------------------------
@@ -246,6 +401,23 @@ def test_download_writes_the_file_and_nothing_else(client: LongtakeClient, api: 
     assert list(tmp_path.iterdir()) == [target]
     assert client.read(video.id, variant="thumbnail").startswith(b"\xff\xd8")
     assert client.read_chunk(video.id, 1)[4:8] == b"ftyp"
+
+
+def test_download_of_the_part_made_so_far_is_never_mixed_with_an_earlier_part(
+    client: LongtakeClient, api: Api, proxy: FlakyProxy, tmp_path: Path
+) -> None:
+    video = client.create("A red ball", seconds=4)
+    api.worker.claim(video.id)
+    api.worker.commit(video.id, 0)
+    with pytest.raises(NotReady):
+        client.download(video.id, tmp_path / "ball.mp4")
+    first = client.download(video.id, tmp_path / "ball.mp4", so_far=True).read_bytes()
+    api.worker.commit(video.id, 1)
+    (tmp_path / f".ball.mp4.{video.id}.video.so-far.part").write_bytes(first[:1500])
+    second = client.download(video.id, tmp_path / "ball.mp4", so_far=True).read_bytes()
+    assert second == client.read(video.id, so_far=True)
+    assert len(second) > len(first)
+    assert [path.name for path in tmp_path.iterdir()] == ["ball.mp4"]
 
 
 def test_download_continues_where_a_connection_broke(

@@ -86,7 +86,7 @@ class Scene:
         self.store.redis.hset(video_key(spec.id), field, time.time() - seconds_ago)
 
     def positions(self, *specs: VideoSpec) -> list[int | None]:
-        self.store._places.clear()
+        self.store._lineups.clear()
         found = self.store.places(v for spec in specs if (v := self.store.get(spec.id)))
         return [place.position if (place := found.get(spec.id)) else None for spec in specs]
 
@@ -431,7 +431,7 @@ def test_nothing_is_estimated_before_anything_was_measured_and_then_from_what_wa
     first, second = scene.submit(), scene.submit()
 
     def told() -> list[float | None]:
-        scene.store._places.clear()
+        scene.store._lineups.clear()
         videos = [video for spec in (first, second) if (video := scene.store.get(spec.id))]
         found = scene.store.places(videos)
         return [found[spec.id].eta_seconds for spec in (first, second)]

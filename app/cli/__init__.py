@@ -1,0 +1,75 @@
+"""The `longtake` command. Each module holds the commands of one topic; `grammar` is what they are written in."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from pydantic import ValidationError
+from pydantic_settings.exceptions import SettingsError
+
+from app.cli import evaluate, generate, keys, services, videos, webhooks
+from app.cli.grammar import CommandError, Commands
+from app.client import LongtakeError, NotAuthorized, ServiceError
+from app.embedded import EmbeddedRedisError
+from app.keys import KeysError, redact
+from app.supervisor import BAD_USAGE, UpError
+
+INTERRUPTED = 130
+
+# In the order of the help.
+_TOPICS = (generate, videos, services, webhooks, keys, evaluate)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 1 (failed), 2 (asked wrongly), 130 (interrupted)."""
+    commands = Commands()
+    for topic in _TOPICS:
+        topic.add(commands)
+    options = commands.parser.parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except CommandError as error:
+        return _complain(str(error), error.code)
+    except NotAuthorized as error:
+        hint = " (--api-key or LONGTAKE_API_KEY)" if error.status == 401 else ""
+        return _complain(f"{error}{hint}", 1)
+    except ServiceError as error:
+        return _complain(f"{error.param}: {error}" if error.param else str(error), 1)
+    except (LongtakeError, UpError, EmbeddedRedisError, KeysError) as error:
+        return _complain(str(error), 1)
+    except ValidationError as error:
+        return _complain(_settings_problem(error), BAD_USAGE)
+    except SettingsError as error:
+        return _complain(f"settings: {error}", BAD_USAGE)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing more can be said, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except Exception as error:  # noqa: BLE001 - the last resort: a person gets a line, not a stack
+        if os.environ.get("LONGTAKE_LOG_LEVEL", "").upper() == "DEBUG":
+            traceback.print_exc()
+        hint = "LONGTAKE_LOG_LEVEL=DEBUG shows where"
+        return _complain(f"unexpected {type(error).__name__}: {error} ({hint})", 1)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"longtake: {' '.join(redact(message).split())}", file=sys.stderr)
+    return code
+
+
+def _settings_problem(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        name = "_".join(str(part) for part in problem["loc"]).upper()
+        message = problem["msg"].removeprefix("Value error, ")
+        problems.append(f"LONGTAKE_{name}: {message}" if name else message)
+    return "; ".join(problems)

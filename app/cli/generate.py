@@ -1,0 +1,211 @@
+"""Commands that follow a video to its end: `generate` and `watch`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from app.cli.grammar import (
+    CommandError,
+    Commands,
+    client_of,
+    given,
+    length,
+    model_flag,
+    model_name,
+    priority_flag,
+    second,
+    service_flags,
+)
+from app.cli.own_service import OwnService
+from app.client import LongtakeClient, LongtakeError
+from app.jobs.job import Status
+from app.progress import Progress, ProgressDisplay, clock
+from app.schemas import ENDLESS, VideoObject
+from app.supervisor import BAD_USAGE
+
+_CANCEL_SECONDS = 10.0
+
+
+def add(commands: Commands) -> None:
+    """Adds these commands to the grammar."""
+    generate = commands.add(
+        "generate",
+        _generate,
+        "make one video and write it to a file",
+        "\nWithout --url a service is started for this call, and ended after it. Ctrl-C cancels\n"
+        "the video; an endless one it ends with the chunks that are begun, and writes it.",
+        'longtake generate "a red ball rolls over green grass" --seconds 60 -o ball.mp4',
+    )
+    generate.add_argument("prompt", metavar="PROMPT", help="what the video shows")
+    generate.add_argument(
+        "--prompt-at",
+        action="append",
+        nargs=2,
+        metavar=("SECOND", "TEXT"),
+        help="what it shows from that second on; may be given several times",
+    )
+    generate.add_argument("--seconds", type=length, help="length of the video, or `endless` (default 60)")
+    generate.add_argument("--size", metavar="WxH", help="width and height in pixels (default: the model's)")
+    generate.add_argument("--seed", type=int, help="the same seed and prompt make the same video")
+    generate.add_argument("--negative-prompt", metavar="TEXT", help="what the video shall not show")
+    generate.add_argument(
+        "--input", type=Path, metavar="FILE", help="image or clip that the video begins with"
+    )
+    priority_flag(generate)
+    generate.add_argument("-o", "--output", type=Path, default=Path("out.mp4"), help="file to write")
+    generate.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="data folder of the service for this call (default: a temporary one)",
+    )
+    model_flag(generate)
+    service_flags(generate, "use this service instead of one for this call")
+
+    watch = commands.add(
+        "watch",
+        _watch,
+        "follow a video until it is finished",
+        "\nCtrl-C stops the watching, not the video.",
+        "longtake watch video_0199… --url http://127.0.0.1:8000 -o ball.mp4",
+    )
+    watch.add_argument("video_id", metavar="ID", help="id of the video")
+    watch.add_argument("-o", "--output", type=Path, help="write the finished video to this file")
+    service_flags(watch)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    output = _writable(options.output)
+    request = _request(options)
+    display = ProgressDisplay(sys.stderr)
+    with ExitStack() as stack:
+        stack.enter_context(_terminated_like_interrupted())
+        service: OwnService | None = None
+        if options.url:
+            url = options.url
+            request |= given(options, "model")
+        else:
+            display.say("starting the service …")
+            service = stack.enter_context(OwnService(options.data, model_name(options.model)))
+            url = service.url
+        client = stack.enter_context(client_of(options, url))
+        began = time.monotonic()
+        video = client.create(options.prompt, **request)
+        display.say(f"{video.id}: watch it at {url}/ while it is made")
+        try:
+            with _cancelling(client, video, display):
+                video = _follow_to_its_end(client, video, display)
+                _deliver(client, video, output)
+        except (LongtakeError, CommandError, OSError) as error:
+            if service is not None:
+                service.explain(error)
+            raise
+        display.say(
+            f"wrote {output}: {video.seconds} s of {video.size}, {video.frames} frames at {video.fps} fps, "
+            f"in {clock(time.monotonic() - began)}"
+        )
+        print(output)
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    output = None if options.output is None else _writable(options.output)
+    with client_of(options) as client:
+        video = _follow(client, client.retrieve(options.video_id), ProgressDisplay(sys.stderr))
+        _deliver(client, video, output)
+    if output is not None:
+        print(output)
+    return 0
+
+
+def _request(options: argparse.Namespace) -> dict[str, Any]:
+    """What is asked for beside the prompt, as `LongtakeClient.create` takes it."""
+    request = given(options, "seconds", "size", "seed", "negative_prompt", "priority")
+    if options.input is not None:
+        if not options.input.is_file():
+            raise CommandError(f"--input: there is no file {options.input}", BAD_USAGE)
+        request["input_reference"] = options.input
+    if options.prompt_at:
+        try:
+            request["prompts"] = [{"at": second(at), "text": text} for at, text in options.prompt_at]
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise CommandError(f"--prompt-at: SECOND is a number from 0 on ({error})", BAD_USAGE) from error
+    return request
+
+
+def _follow_to_its_end(client: LongtakeClient, video: VideoObject, display: ProgressDisplay) -> VideoObject:
+    """Follows the video. The first interruption of an endless one only ends it."""
+    try:
+        return _follow(client, video, display)
+    except KeyboardInterrupt:
+        if video.seconds != ENDLESS:
+            raise
+        display.say(f"finishing {video.id} …")
+        return _follow(client, client.finish(video.id), display)
+
+
+def _follow(client: LongtakeClient, video: VideoObject, display: ProgressDisplay) -> VideoObject:
+    """Shows a video's progress until it ends, and returns it as it is then."""
+    progress = Progress(video)
+    try:
+        display.show(progress)
+        for event in client.events(video.id):
+            progress.take(event, time.monotonic())
+            display.show(progress)
+    finally:
+        display.end()
+    return client.retrieve(video.id)
+
+
+def _deliver(client: LongtakeClient, video: VideoObject, output: Path | None) -> None:
+    if video.status is not Status.COMPLETED:
+        reason = video.error.message if video.error else f"it was {video.status.value}"
+        raise CommandError(f"{video.id} was not finished: {reason}")
+    if output is not None:
+        client.download(video.id, output)
+
+
+@contextmanager
+def _cancelling(client: LongtakeClient, video: VideoObject, display: ProgressDisplay) -> Iterator[None]:
+    """Cancels the video when the user interrupts."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        display.say(f"cancelling {video.id} …")
+        with suppress(LongtakeError):
+            client.cancel(video.id)
+            client.wait(video.id, timeout_seconds=_CANCEL_SECONDS)
+        raise
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP interrupt like Ctrl-C, so that nothing is left behind."""
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _writable(path: Path) -> Path:
+    """The path, if a file can be written there: better to know before an hour's work."""
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder; -o names the file to write", BAD_USAGE)
+    if not path.parent.is_dir():
+        raise CommandError(f"there is no folder {path.parent} to write {path.name} to", BAD_USAGE)
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise CommandError(f"cannot write to {path.parent}: {error.strerror}", BAD_USAGE) from error
+    return path

@@ -1,0 +1,185 @@
+"""What commands are written in: the parser, the kinds of values, and the flags that several have."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+
+from app import __version__
+from app.client import DEFAULT_URL, LongtakeClient
+from app.jobs.job import Priority
+from app.schemas import ENDLESS
+from app.settings import Settings
+from app.supervisor import BAD_USAGE
+
+Run = Callable[[argparse.Namespace], int]
+
+_PATIENCE_SECONDS = 3.0
+
+
+class CommandError(Exception):
+    """Why a command cannot do its work; one line for a person."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_USAGE, f"longtake: {message} (see {self.prog} --help)\n")
+
+
+class Commands:
+    """The grammar of the whole command line."""
+
+    def __init__(self) -> None:
+        self.parser = _Parser(
+            prog="longtake",
+            description="Turns a prompt into a long video that can be watched while it is being made.",
+            epilog='Begin with: longtake generate "a red ball rolls over green grass" -o ball.mp4\n'
+            "Settings are environment variables that begin with LONGTAKE_; flags come before them.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.parser.add_argument("--version", action="version", version=f"longtake {__version__}")
+        self._subparsers = self.parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(self, name: str, run: Run, summary: str, detail: str, example: str) -> argparse.ArgumentParser:
+        """A command; `detail` is what its help says beyond the summary, a line each."""
+        sub = self._subparsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.{detail}",
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=run)
+        return sub
+
+
+# -- values -------------------------------------------------------------------------------------------------
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    return _at_least(int(text), 1)
+
+
+def limit(text: str) -> int:
+    """A whole number from 0 on."""
+    return _at_least(int(text), 0)
+
+
+def seconds(text: str) -> float:
+    """A time above zero."""
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError("a number above 0")
+    return number
+
+
+def length(text: str) -> float | str:
+    """A length of a video."""
+    return text if text == ENDLESS else seconds(text)
+
+
+def second(text: str) -> float:
+    """A place in a video."""
+    number = float(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError("a number from 0 on")
+    return number
+
+
+def _at_least(number: int, least: int) -> int:
+    if number < least:
+        raise argparse.ArgumentTypeError(f"at least {least}")
+    return number
+
+
+# -- flags --------------------------------------------------------------------------------------------------
+
+
+def model_flag(parser: argparse.ArgumentParser) -> None:
+    """`--model`."""
+    parser.add_argument(
+        "--model", metavar="MODEL", help="`builtin`, a folder or a hub id of a pipeline (default builtin)"
+    )
+
+
+def service_flags(parser: argparse.ArgumentParser, url_help: str = "") -> None:
+    """`--url` and `--api-key`."""
+    said = url_help or f"the service (default {DEFAULT_URL})"
+    parser.add_argument("--url", default=os.environ.get("LONGTAKE_URL"), help=f"{said} [LONGTAKE_URL]")
+    parser.add_argument("--api-key", metavar="KEY", help="key of the service [LONGTAKE_API_KEY]")
+
+
+def json_flag(parser: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="write JSON to stdout, as the API has it")
+
+
+def priority_flag(parser: argparse.ArgumentParser) -> None:
+    """`--priority`."""
+    parser.add_argument("--priority", choices=PRIORITIES, help="order between waiting videos")
+
+
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
+
+
+# -- what the flags mean ------------------------------------------------------------------------------------
+
+
+def client_of(options: argparse.Namespace, url: str | None = None) -> LongtakeClient:
+    """A client of the service that the flags name. Raises `CommandError`."""
+    try:
+        return LongtakeClient(
+            url or options.url or DEFAULT_URL,
+            api_key=options.api_key or os.environ.get("LONGTAKE_API_KEY"),
+            patience_seconds=_PATIENCE_SECONDS,
+        )
+    except ValueError as error:
+        raise CommandError(f"--url: {error}", BAD_USAGE) from error
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The flags of these names that were given."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def print_json(told: BaseModel | Sequence[BaseModel]) -> None:
+    """An object of the API, or a list of them, on stdout."""
+    plain = (
+        told.model_dump(mode="json")
+        if isinstance(told, BaseModel)
+        else [one.model_dump(mode="json") for one in told]
+    )
+    print(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def settings_with(**flags: Any) -> Settings:
+    """Settings of the environment with those of the flags that were given."""
+    return Settings(**{name: value for name, value in flags.items() if value is not None})
+
+
+def need_redis(settings: Settings, otherwise: str = "`longtake up` brings a Redis of its own") -> str:
+    """The URL of Redis. Raises `CommandError` when it is not set."""
+    if settings.redis_url is None:
+        raise CommandError(f"LONGTAKE_REDIS_URL is not set; {otherwise}", BAD_USAGE)
+    return settings.redis_url.get_secret_value()
+
+
+def model_name(given_model: str | None) -> str | None:
+    """A folder gets its full path, because workers may run in another one."""
+    if given_model is not None and given_model != "builtin" and Path(given_model).is_dir():
+        return str(Path(given_model).resolve())
+    return given_model

@@ -1,0 +1,68 @@
+"""Writes docs/settings.md, the table of all settings, from the class that reads them: python docs/settings_page.py"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from app.settings import Settings
+
+PAGE = Path(__file__).with_name("settings.md")
+
+_HEAD = """# Settings
+
+Every setting is an environment variable. Durations are in seconds and sizes in bytes, unless the name says otherwise. What is not set has the default. `longtake up`, `api` and `worker` have flags for some; a flag comes before its variable.
+
+<!-- Written by docs/settings_page.py from app/settings.py; a test compares the two. -->
+"""  # noqa: E501
+
+
+def page() -> str:
+    """The text of the page."""
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    properties = Settings.model_json_schema()["properties"]
+    yield _HEAD.rstrip()
+    # Their groups are comments of the class.
+    for line in inspect.getsource(Settings).splitlines():
+        if title := re.fullmatch(r"    # (\w.*?)\.?", line):
+            yield f"\n## {title[1]}\n\n| variable | values | default | what it is |\n|---|---|---|---|"
+        elif (name := re.match(r"    (\w+): ", line)) and name[1] in properties:
+            schema = properties[name[1]]
+            cells = (_values(schema), _default(schema), schema.get("description", ""))
+            yield f"| `LONGTAKE_{name[1].upper()}` | {' | '.join(_cell(cell) for cell in cells)} |"
+
+
+def _values(schema: dict[str, Any]) -> str:
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    if "enum" in kinds[0]:
+        return ", ".join(f"`{value}`" for value in kinds[0]["enum"])
+    words = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
+    bounds = [
+        f"{sign} {kinds[0][bound]:g}"
+        for bound, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
+        if bound in kinds[0]
+    ]
+    return " ".join([words[kinds[0]["type"]], *bounds])
+
+
+def _default(schema: dict[str, Any]) -> str:
+    default = schema.get("default")
+    if default is None or default == "":
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default:.15g}`" if isinstance(default, int | float) else f"`{default}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,59 @@
+"""What the documents list is what there is: settings, error codes, and links between them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.settings import Settings
+from docs.settings_page import PAGE, page
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def test_the_page_of_settings_is_current() -> None:
+    assert PAGE.read_text() == page(), "run: python docs/settings_page.py"
+
+
+def test_every_setting_is_listed_and_described() -> None:
+    listed = re.findall(r"^\| `LONGTAKE_(\w+)` \|", PAGE.read_text(), re.MULTILINE)
+    assert listed == [name.upper() for name in Settings.model_fields]
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def codes() -> Iterator[str]:
+    """Every error code that the source of the API has as a constant."""
+    for path in (ROOT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", "")
+                arguments = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+                if name == "UploadError":
+                    arguments += node.args[:1]
+                if name != "JobError":
+                    yield from (str(one.value) for one in arguments if isinstance(one, ast.Constant))
+
+
+def test_every_error_code_is_in_the_table() -> None:
+    table = set(re.findall(r"`(\w+)`", (DOCS / "api.md").read_text().split("\n## Errors\n")[1]))
+    found = set(codes())
+    assert len(found) > 40
+    assert found - table == set()
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        text = document.read_text()
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            path, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            assert (document.parent / path).exists(), f"{document.name}: {target}"
+            if anchor and (not path or path.endswith(".md")):
+                linked = (document.parent / path).read_text() if path else text
+                titles = re.findall(r"^#+ (.+)$", linked, re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert anchor in anchors, f"{document.name}: {target}"
