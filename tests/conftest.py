@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import threading
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -37,23 +37,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _pulse() -> Iterator[None]:
-    """A thread that wakes once a second.
-
-    The C library of Debian 12 can lose the wake-up of a condition variable (glibc bug 25847), and CPython hands its
-    lock from thread to thread with one. If that meets the last thread that runs, all sleep for ever: a test run has
-    hung so. The next thread that takes the lock mends it. API and worker have such threads anyway.
-    """
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(1.0):
-            pass
-
-    threading.Thread(target=beat, name="pulse", daemon=True).start()
+@pytest.fixture(autouse=True)
+def _ordinary_priority() -> Iterator[None]:
+    """Nothing makes the process's threads real-time threads; that starved those a later test waited for."""
     yield
-    ended.set()
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ from app.storage.objects import reference_key, video_prefix
 from app.upload_contract import Decoded, Task
 from app.upload_decoder import UploadError, decode
 from tests.app.conftest import Api, running_api
+from worker.media.encode import ordinary_priority
 
 RED, GREEN, BLUE = (200, 40, 30), (30, 190, 60), (40, 50, 210)
 
@@ -120,6 +121,8 @@ def video(
         if tagged:
             stream.codec_context.colorspace = matrix
             stream.codec_context.color_range = 2 if full else 1
+        with ordinary_priority():
+            stream.codec_context.open()
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
                 format=pixels,
@@ -467,7 +470,7 @@ def test_a_file_that_takes_too_much_ends_its_process_and_nothing_else(
         api.worker.register()
         api.error(send(api, hungry), 400, "decoding_failed", "input_reference")
         assert send(api, GOOD_PNG).status_code == 200
-    with running_api(settings(upload_wall_seconds=0.05)) as api:
+    with running_api(settings(upload_wall_seconds=0.001)) as api:
         api.worker.register()
         api.error(send(api, GOOD_PNG), 400, "decoding_failed", "input_reference")
 

@@ -7,7 +7,9 @@ bytes. Segments follow CMAF (ISO/IEC 23000-19): one `moof` + `mdat`, `default-ba
 """
 
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -227,6 +229,9 @@ def _write(
             context.codec_tag = codec.tag
         convert = _converter(width, height)
 
+        with ordinary_priority():
+            context.open()
+
         def mux(packets: list[Any]) -> None:
             for packet in packets:
                 packet.pts += first_frame
@@ -240,6 +245,27 @@ def _write(
             mux(stream.encode(picture))
         mux(stream.encode(None))
     return buffer.getvalue()
+
+
+@contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Undoes that opening SVT-AV1 as root makes this thread and the encoder's own real-time threads.
+
+    They come before every other thread of the machine: two that wait for a lock by trying again keep the one that
+    holds it from ever running. A thread that had such a priority before keeps it.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before = os.sched_getscheduler(0)
+    try:
+        yield
+    finally:
+        now = os.sched_getscheduler(0)
+        for thread in map(int, os.listdir("/proc/self/task")) if now != before else ():
+            with suppress(ProcessLookupError):
+                if os.sched_getscheduler(thread) == now:
+                    os.sched_setscheduler(thread, before, os.sched_param(0))
 
 
 def _converter(width: int, height: int) -> Callable[[NDArray[np.uint8]], Any]:

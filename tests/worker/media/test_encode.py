@@ -1,7 +1,9 @@
 """Chunks as CMAF segments: exact in time, equal in every process, independent of each other."""
 
+import os
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from hashlib import sha256
 from io import BytesIO
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.media_container import fragments, timescale, top_level_boxes
-from worker.media.encode import EncoderSettings, EncodingError, available_codecs, encode_chunk
+from worker.media.encode import EncoderSettings, EncodingError, available_codecs, encode_chunk, ordinary_priority
 
 CODECS = ["h264", "av1", "vp9", "hevc"]
 RATES = [24, 16, 30, Fraction(24000, 1001), Fraction(25, 2)]
@@ -193,6 +195,44 @@ def test_an_unknown_codec_is_refused_with_the_known_ones(moving) -> None:
 def test_an_encoder_that_refuses_is_an_encoding_error(moving) -> None:
     with pytest.raises(EncodingError, match="av1 cannot encode"):
         encode_chunk(moving(1, width=16, height=16), 0, 0, 24, EncoderSettings("av1", quality=9999))
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="only root may have real-time threads, and only on Linux"
+)
+def test_real_time_threads_that_an_encoder_makes_of_root_are_undone() -> None:
+    """SVT-AV1 does what `encoder` does here."""
+    up, end = threading.Event(), threading.Event()
+    policies = []
+
+    def work() -> None:
+        up.set()
+        end.wait(10)
+        policies.append(os.sched_getscheduler(0))
+
+    def encoder() -> None:
+        before = os.sched_getscheduler(0)
+        thread = threading.Thread(target=work)
+        with pytest.raises(RuntimeError), ordinary_priority():
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+            thread.start()
+            assert up.wait(10)
+            raise RuntimeError
+        end.set()
+        thread.join()
+        policies.extend([before, os.sched_getscheduler(0)])
+
+    caller = threading.Thread(target=encoder)
+    caller.start()
+    caller.join()
+    assert policies == [os.SCHED_OTHER] * 3
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_encoding_leaves_the_priority_of_its_thread_as_it_was(moving, codec: str) -> None:
+    encode_chunk(moving(2), 0, 0, 24, EncoderSettings(codec))
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_the_codecs_that_need_no_hardware_are_available() -> None:
