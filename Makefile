@@ -5,10 +5,12 @@
 #          cuda  whatever build the default index has for this platform (on Linux: CUDA)
 #          URL   an index to take torch from, for a certain CUDA version: TORCH=https://download.pytorch.org/whl/cu130
 # SECONDS  length of the demo's video
+# TESTERS  processes that share the tests; most tests wait for other processes, so more than the cores are of use
 
 PYTHON  ?= python3
 TORCH   ?= cpu
 SECONDS ?= 60
+TESTERS ?= 3
 PROMPT  ?= a red ball bouncing off the walls on a black background
 
 VENV := .venv
@@ -34,10 +36,10 @@ up: install  ## run the service with embedded defaults on http://127.0.0.1:8000
 	@$(BIN)/longtake up
 
 test: install  ## the test suite
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --numprocesses $(TESTERS) --dist loadfile
 
-test-all: install  ## the test suite and the long tests (faults, soak, quality)
-	$(BIN)/pytest
+test-all: test  ## the test suite, and then the long tests one by one (faults, soak, quality)
+	$(BIN)/pytest -m slow
 
 bench: install  ## the figures of the README
 	$(BIN)/python -m benchmarks

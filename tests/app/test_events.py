@@ -250,14 +250,16 @@ def test_a_client_that_lags_too_far_is_cut_off_and_resumes(
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((host, int(port)))
+        slow.settimeout(10)
         slow.sendall(f"GET /v1/videos/{video_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        received = b""
+        while b"id: " not in received:
+            received += slow.recv(1 << 10)
         api.worker.claim(video_id)
         fence = api.worker.fences[video_id]
         for _ in range(120):  # 7 MB, more than any buffer between the two takes
             events = [Event("progress", {"padding": "x" * 30_000}) for _ in range(2)]
             api.worker.videos.update(video_id, fence, events=events)
-        slow.settimeout(10)
-        received = b""
         while piece := slow.recv(1 << 20):
             received += piece
         slow.close()

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import av
@@ -262,7 +263,8 @@ def ordinary_priority() -> Iterator[None]:
         yield
     finally:
         now = os.sched_getscheduler(0)
-        for thread in map(int, os.listdir("/proc/self/task")) if now != before else ():
+        threads = [int(task.name) for task in Path("/proc/self/task").iterdir()] if now != before else []
+        for thread in threads:
             with suppress(ProcessLookupError):
                 if os.sched_getscheduler(thread) == now:
                     os.sched_setscheduler(thread, before, os.sched_param(0))

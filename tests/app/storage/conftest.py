@@ -81,7 +81,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     servers = [_start_swift(base, role) for role in ports]
     found = S3Server(f"http://127.0.0.1:{ports['proxy']}", "test:tester", "testing")
     try:
-        _wait_for_swift(found.endpoint_url, servers)
+        _wait_for_swift(ports, servers)
         found.open().ensure_bucket()
         yield found
     finally:
@@ -199,15 +199,17 @@ def _start_swift(base: Path, role: str) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_for_swift(endpoint_url: str, servers: list[subprocess.Popen[bytes]]) -> None:
+def _wait_for_swift(ports: dict[str, int], servers: list[subprocess.Popen[bytes]]) -> None:
+    """Until all four answer: a proxy that meets one too early asks it for nothing for a minute."""
     deadline = time.monotonic() + 60
     with httpx.Client(trust_env=False) as client:
-        while time.monotonic() < deadline:
-            assert all(server.poll() is None for server in servers), "a Swift server ended at once"
-            try:
-                if client.get(f"{endpoint_url}/healthcheck").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-    pytest.fail("Swift did not start within 60 seconds")
+        for role, port in ports.items():
+            url = f"http://127.0.0.1:{port}/" + ("healthcheck" if role == "proxy" else "")
+            while True:
+                assert all(server.poll() is None for server in servers), "a Swift server ended at once"
+                assert time.monotonic() < deadline, "Swift did not start within 60 seconds"
+                try:
+                    client.get(url)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
