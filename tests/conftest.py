@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,12 @@ class Eventually(Protocol):
 
 # On a user's machine a test whose tool is missing is skipped with the reason; where this is set it fails.
 SKIP_NOTHING = bool(os.environ.get("LONGTAKE_TESTS_SKIP_NOTHING"))
+
+
+def pytest_configure() -> None:
+    """Tests interrupt what they start, which a shell that runs the suite in the background has made it ignore."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -98,7 +98,7 @@ class Service(Api):
         return str(self.post("/v1/videos", prompt=prompt, seconds=seconds, **fields)["id"])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("page")
     with EmbeddedRedis(folder / "redis") as redis, pytest.MonkeyPatch.context() as patch:
@@ -164,9 +164,12 @@ def tenants(service: Service, tmp_path: Path) -> Iterator[Tenants]:
     tenants.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Headless Chromium: the system's, else the one that Playwright has installed."""
+    """Headless Chromium: the system's, else the one that Playwright has installed.
+
+    Not for longer than a module of these tests: while Playwright runs, no other test can run an event loop.
+    """
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         try:
