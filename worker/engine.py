@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -222,6 +223,21 @@ class Track:
         self._changed.notify_all()
 
 
+def detached(error: Exception) -> Exception:
+    """An error that was caught, to be kept: where it came from is a note in it and not its frames any more.
+
+    Frames hold all that was worked on, and are held by the error that a video holds in its turn: a circle, which
+    would keep the memory of a video that failed.
+    """
+    if not hasattr(error, "__notes__"):  # else it was kept before, and raised again
+        error.add_note("".join(traceback.format_exception(error)))
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 class Engine:
     """Runs a model for any number of videos, at most `batch` of them in one forward."""
 
@@ -302,14 +318,12 @@ class Engine:
             while True:
                 call, group = None, list[Track]()
                 with self.lock:
-                    while not (self._closed or self._calls or (group := self._next_group())):
+                    while not (self._closed or self._calls or (group := self._begin_next_group())):
                         self._wake.wait()
                     if self._closed:
                         return
                     if self._calls:
                         call = self._calls.popleft()
-                    for track in group:
-                        track.begin()
                 self._busy_since = time.monotonic()
                 try:
                     if call is not None:
@@ -319,7 +333,7 @@ class Engine:
                 finally:
                     self._busy_since = None
 
-    def _next_group(self) -> list[Track]:
+    def _begin_next_group(self) -> list[Track]:
         """The video whose turn it is and those that fit into its forward; empty when nobody can run."""
         for track in self._ring:
             track.rest()
@@ -329,7 +343,10 @@ class Engine:
         if not runnable:
             return []
         shape = runnable[0].state.shape
-        return [track for track in runnable if track.state.shape == shape][: self.batch]
+        group = [track for track in runnable if track.state.shape == shape][: self.batch]
+        for track in group:
+            track.begin()
+        return group
 
     def _forward(self, group: Sequence[Track]) -> None:
         before = [track.state.forward for track in group]
@@ -345,9 +362,10 @@ class Engine:
                 for track in group:
                     self._forward([track])
                 return
+            failure = detached(error)
             with self.lock:
                 for track in group:
-                    track.fail(error)
+                    track.fail(failure)
             return
         with self.lock:
             for track, emission in zip(group, emitted, strict=True):

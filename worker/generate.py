@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from redis.exceptions import RedisError
@@ -38,6 +39,8 @@ from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.pipeline import BlackFrames, Layout, Patience, Pipeline, StageError, chunk_number, conclude
 from worker.sampler.window import SamplerConfig
 from worker.starts import Start, StartLost
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -141,11 +144,8 @@ class Generation:
         self._settings, self._store = runtime.settings, runtime.store
         self._log = logging.LoggerAdapter(log, {"video": video_id, "worker": runtime.worker})
         self._fence = ""
-        # In this thread, waiting for the store must not keep it from looking at the flags.
-        self._attentively = self._patience(
-            threading.Event(), meanwhile=self._check_flags, every_seconds=self._settings.control_seconds
-        )
-        self._waiting: Patience | None = None
+        self._own_patience = self._patience(threading.Event(), every_seconds=self._settings.control_seconds)
+        self._waiting = self._own_patience
         self._running: _Running | None = None
         self._revision = ""
         self._spec: VideoSpec | None = None
@@ -154,6 +154,10 @@ class Generation:
 
     def _patience(self, stop: threading.Event, **options: Any) -> Patience:
         return Patience(stop, max_seconds=self._settings.retry_max_seconds, log=self._log, **options)
+
+    def _attentively(self, action: Callable[[], T]) -> T:
+        """In this thread, waiting for the store must not keep it from looking at the flags."""
+        return self._own_patience(action, self._check_flags)
 
     def decoding_seconds(self) -> float:
         """How long the decoder has been at one chunk; 0 when it is at none."""
@@ -178,6 +182,8 @@ class Generation:
             return self._release(count_attempt=False, standing=self._standing)
         except Stopped:
             return Outcome.DROPPED
+        finally:
+            self._running = None
 
     def _run(self) -> Outcome:
         video, self._fence = self._when_redis_answers(
@@ -208,7 +214,10 @@ class Generation:
         except (FenceLost, VideoGone, RecordError, Stopped, _Preempted, _Rests):
             raise
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
-            return self._failed(error)
+            try:
+                return self._failed(error)
+            finally:
+                traceback.clear_frames(error.__traceback__)
         return Outcome.DONE
 
     # -- making it --------------------------------------------------------------------------------------
@@ -427,11 +436,11 @@ class Generation:
                 self._running.pipeline.rest()
 
     def _tell_progress(self) -> None:
-        waiting = self._waiting or self._attentively
+        reason = self._waiting.reason
         if self._running is None:
-            if waiting.reason is not None:
-                self._store.update(self._video_id, self._fence, stalled=waiting.reason)
-        elif (news := self._running.progress.news(waiting.reason)) is not None:
+            if reason is not None:
+                self._store.update(self._video_id, self._fence, stalled=reason)
+        elif (news := self._running.progress.news(reason)) is not None:
             changes, event = news
             self._store.update(self._video_id, self._fence, events=[event], **changes)
             self._running.progress.told(changes)

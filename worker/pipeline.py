@@ -16,8 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from redis.exceptions import RedisError
@@ -38,7 +39,7 @@ from app.storage.objects import (
     video_prefix,
 )
 from worker.checkpoint import pack_checkpoint, pack_latents
-from worker.engine import Emission, Stopped, Track
+from worker.engine import Emission, Stopped, Track, detached
 from worker.media.assemble import AssemblyError, assemble_final, spritesheet
 from worker.media.encode import EncodedChunk, EncoderSettings, encode_chunk
 from worker.models.base import Geometry, InvalidOutput, StreamedDecoder, VideoFrames
@@ -70,21 +71,21 @@ def chunk_number(key: str) -> int | None:
     return int(stem) if stem.isdigit() else None
 
 
+class Patiently(Protocol):
+    """Does what may fail for a while, again and again until it works."""
+
+    def __call__(self, action: Callable[[], T]) -> T: ...
+
+
 class Patience:
     """Repeats what fails because Redis or the store is away, until it works or the video is stopped."""
 
     def __init__(
-        self,
-        stop: threading.Event,
-        *,
-        max_seconds: float,
-        log: Log,
-        meanwhile: Callable[[], None] | None = None,
-        every_seconds: float = 1.0,
+        self, stop: threading.Event, *, max_seconds: float, log: Log, every_seconds: float = 1.0
     ) -> None:
-        """Waits at most `max_seconds` between two tries. While it waits it calls `meanwhile`, which may raise."""
+        """Waits at most `max_seconds` between two tries, and looks around every `every_seconds`."""
         self._stop, self._max_seconds, self._log = stop, max_seconds, log
-        self._meanwhile, self._every_seconds = meanwhile, every_seconds
+        self._every_seconds = every_seconds
         self._reasons: dict[object, str] = {}
 
     @property
@@ -92,8 +93,11 @@ class Patience:
         """What the video waits for, in words; None when nothing is in its way."""
         return next(iter(self._reasons.copy().values()), None)
 
-    def __call__(self, action: Callable[[], T]) -> T:
-        """The result of `action`. Raises `Stopped` when stopped meanwhile, and every error that waiting cannot mend."""
+    def __call__(self, action: Callable[[], T], meanwhile: Callable[[], None] | None = None) -> T:
+        """The result of `action`. While it waits it calls `meanwhile`, which may raise.
+
+        Raises `Stopped` when stopped meanwhile, and every error that waiting cannot mend.
+        """
         me, delay = threading.get_ident(), 0.1
         try:
             while not self._stop.is_set():
@@ -106,20 +110,20 @@ class Patience:
                     if self._reasons.get(me) != reason:
                         self._log.warning("%s (%s); trying again until it is back", reason, _named(error))
                     self._reasons[me] = reason
-                self._wait(delay * random.uniform(0.5, 1.0))
+                self._wait(delay * random.uniform(0.5, 1.0), meanwhile)
                 delay = min(2 * delay, self._max_seconds)
             raise Stopped
         finally:
             if self._reasons.pop(me, None) is not None and not self._stop.is_set():
                 self._log.info("continuing")
 
-    def _wait(self, seconds: float) -> None:
-        if self._meanwhile is None:
+    def _wait(self, seconds: float, meanwhile: Callable[[], None] | None) -> None:
+        if meanwhile is None:
             self._stop.wait(seconds)
             return
         end = time.monotonic() + seconds
         while not self._stop.is_set() and (left := end - time.monotonic()) > 0:
-            self._meanwhile()
+            meanwhile()
             self._stop.wait(min(left, self._every_seconds))
 
 
@@ -251,7 +255,7 @@ class StageError(Exception):
 class Archive:
     """What one worker writes to the store about one video beside its chunks: manifest and superseded checkpoints."""
 
-    def __init__(self, spec: VideoSpec, store: VideoStore, objects: ObjectStore, patience: Patience) -> None:
+    def __init__(self, spec: VideoSpec, store: VideoStore, objects: ObjectStore, patience: Patiently) -> None:
         self._spec, self._store, self._objects, self._patience = spec, store, objects, patience
         self._superseded: deque[tuple[float, int]] = deque()
         self._named: int | None = None
@@ -339,7 +343,7 @@ class Pipeline:
         self.ended = False
         self._spec, self._fence = spec, fence
         self._next_chunk, self._track = next_chunk, track
-        self._decoder, self._encoder = decoder, encoder
+        self._encoder = encoder
         self._store, self._objects, self._patience = store, objects, patience
         self._archive = Archive(spec, store, objects, patience)
         self._stop, self._wake = stop, wake
@@ -349,8 +353,9 @@ class Pipeline:
         self._log = log
         self._frames: Channel[_Decoded] = Channel(stage_queue)
         self._segments: Channel[_Encoded] = Channel(stage_queue)
+        # Only its thread has the decoder: what it remembers, gigabytes with a large model, is freed with the stage.
         stages: list[tuple[str, Callable[[], None]]] = [
-            ("decode", self._decode),
+            ("decode", partial(self._decode, decoder)),
             ("encode", self._encode),
             ("upload", self._upload),
         ]
@@ -399,7 +404,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
             if self.error is None:
                 self.error = StageError(name)
-                self.error.__cause__ = error
+                self.error.__cause__ = detached(error)
             self.stop()
         else:
             if name != "upload":
@@ -409,7 +414,7 @@ class Pipeline:
 
     # -- the stages -------------------------------------------------------------------------------------
 
-    def _decode(self) -> None:
+    def _decode(self, decoder: StreamedDecoder) -> None:
         # Black chunks are held back until a picture follows: a failure is never shown, and an attempt that ends in
         # one has committed nothing, so the next one finds it again, and the attempts come to an end.
         black: list[_Decoded] = []
@@ -417,7 +422,7 @@ class Pipeline:
             while (emission := self._track.take()) is not None:
                 self._decoding_since = time.monotonic()
                 try:
-                    frames = self._decoder.push(emission.latents)
+                    frames = decoder.push(emission.latents)
                 finally:
                     self._decoding_since = None
                 if emission.chunk < self._next_chunk:

@@ -36,7 +36,7 @@ from worker.checkpoint import (
 )
 from worker.media.encode import EncoderSettings, encode_chunk
 from worker.models.base import StreamedDecoder, VideoFrames, VideoModel
-from worker.pipeline import Archive, Layout, Patience, record_of
+from worker.pipeline import Archive, Layout, Patiently, record_of
 from worker.sampler.window import SamplerConfig, WindowState
 
 # Copies inside the store that are on their way at once: each waits for an answer, none moves a byte here.
@@ -65,7 +65,7 @@ class Start:
         model: VideoModel,
         store: VideoStore,
         objects: ObjectStore,
-        attentively: Patience,
+        attentively: Patiently,
         encoder: EncoderSettings,
     ) -> None:
         """`encoder` is for a video that has no segments yet; an extension keeps to the settings of its source."""

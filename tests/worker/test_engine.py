@@ -242,8 +242,8 @@ def test_a_stopped_video_runs_no_further_forward(stand_in: Any, engines: Any, ev
 def test_an_idle_engine_does_nothing_at_all(stand_in: Any, engines: Any) -> None:
     engine = engines(stand_in.StandIn())
     looks: list[int] = []
-    look = engine._next_group
-    engine._next_group = lambda: (looks.append(1), look())[1]
+    look = engine._begin_next_group
+    engine._begin_next_group = lambda: (looks.append(1), look())[1]
     time.sleep(0.3)
     assert len(looks) <= 1
     assert engine.busy_seconds() == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -24,13 +25,15 @@ from app.storage.objects import (
     thumbnail_key,
     video_prefix,
 )
+from tests.conftest import Eventually
 from worker import main as worker_main
 from worker import pipeline
 from worker.checkpoint import unpack_latents
 from worker.direction import prompt_timeline
+from worker.engine import Track
 from worker.media.assemble import probe
 from worker.models.registry import load_model
-from worker.pipeline import Layout
+from worker.pipeline import Layout, Pipeline
 
 
 def events(store: VideoStore, video_id: str) -> list[tuple[str, dict[str, Any]]]:
@@ -41,6 +44,33 @@ def events(store: VideoStore, video_id: str) -> list[tuple[str, dict[str, Any]]]
 def keys(objects: ObjectStore, video_id: str) -> list[str]:
     prefix = video_prefix(video_id)
     return [info.key.removeprefix(prefix) for info in objects.list(prefix)]
+
+
+def test_what_a_video_held_is_freed_when_it_ends(work: Any, eventually: Eventually) -> None:
+    """At once, not when Python next looks for cycles: a large model's decoder alone remembers gigabytes."""
+    kinds = (Pipeline, Track, work.stand_in.StandInDecoder)
+
+    def held() -> list[str]:
+        return [type(thing).__name__ for thing in gc.get_objects() if type(thing) in kinds]
+
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        work.start()
+        for prompt, end in (("a circle", "completed"), ("nan", "failed"), ("error", "failed")):
+            spec = work.spec(40, prompt=prompt)
+            work.store.create(spec)
+            work.wait(spec.id, end)
+        long = work.spec(40_000)
+        work.store.create(long)
+        work.wait(long.id, chunks=1)
+        assert len(held()) > len(before)
+        work.store.request_cancel(long.id)
+        work.wait(long.id, "cancelled")
+        eventually(lambda: held() == before)
+    finally:
+        gc.enable()
 
 
 def test_a_video_is_made_from_request_to_manifest(work: Any, tmp_path: Path) -> None:

@@ -158,10 +158,10 @@ def test_patience_ends_when_stopped_and_calls_back_while_it_waits() -> None:
     def away() -> None:
         raise StoreUnavailable("x")
 
-    patience = Patience(stop, max_seconds=60, log=LOG, meanwhile=meanwhile, every_seconds=0.001)
+    patience = Patience(stop, max_seconds=60, log=LOG, every_seconds=0.001)
     began = time.monotonic()
     with pytest.raises(Stopped):
-        patience(away)
+        patience(away, meanwhile)
     assert time.monotonic() - began < 5
     assert len(seen) == 5
 
@@ -174,4 +174,4 @@ def test_what_is_raised_meanwhile_ends_the_patience() -> None:
         raise StoreUnavailable("x")
 
     with pytest.raises(LookupError):
-        Patience(threading.Event(), max_seconds=60, log=LOG, meanwhile=meanwhile)(away)
+        Patience(threading.Event(), max_seconds=60, log=LOG)(away, meanwhile)

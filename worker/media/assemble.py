@@ -1,14 +1,17 @@
 """Segments to the finished video, without decoding: one faststart MP4, its stills, and what is in it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO, RawIOBase
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
@@ -221,9 +224,13 @@ def _frame_at(
         raise AssemblyError("the file has no timescale")
     wanted = round(number / (fps * stream.time_base))
     container.seek(wanted, stream=stream)
-    for frame in container.decode(stream):
-        if frame.pts is not None and frame.pts >= wanted:
-            return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+    # PyAV leaks a packet when the iterator is dropped before its end; closing it frees the packet.
+    iterator = cast("Generator[Packet[VideoStream]]", container.demux(stream))
+    with closing(iterator) as packets:
+        for packet in packets:
+            for frame in packet.decode():
+                if frame.pts is not None and frame.pts >= wanted:
+                    return frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     raise AssemblyError(f"the file ends before frame {number}")
 
 
