@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=200, help="sse: progress events of each video")
     parser.add_argument("--rate", type=float, default=2.0, help="sse: of these per second")
     parser.add_argument("--dropping", type=float, default=0.3, help="sse: share of clients that drop, resume")
-    parser.add_argument("--requests", type=int, default=4000, help="post: requests to each app in a round")
+    parser.add_argument("--requests", type=int, default=1000, help="post: requests to each app in a round")
     parser.add_argument("--connections", type=int, default=16, help="post: connections that send them")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
