@@ -183,6 +183,8 @@ class DerivedRequest(TypedDict, total=False):
 
     priority: Priority
     metadata: Mapping[str, str]
+    webhook_url: str
+    webhook_events: Sequence[WebhookEvent]
 
 
 class VideoRequest(DerivedRequest, total=False):
@@ -197,8 +199,6 @@ class VideoRequest(DerivedRequest, total=False):
     guidance_scale: float
     num_inference_steps: int
     input_reference: Upload
-    webhook_url: str
-    webhook_events: Sequence[WebhookEvent]
 
 
 @dataclass(frozen=True, slots=True)

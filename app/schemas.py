@@ -170,7 +170,30 @@ class PromptAt(BaseModel):
     text: Words
 
 
-class CreateVideo(_Request):
+class _MakeVideo(_Request):
+    """What every request that makes a video can take."""
+
+    priority: Priority | None = Field(
+        None,
+        description="Order between waiting videos; default: that of the video it is made from, or normal.",
+    )
+    metadata: Metadata | None = Field(
+        None, description="Your own labels, text to text; in a form one JSON string or `metadata[key]`."
+    )
+    webhook_url: Text | None = Field(
+        None,
+        description="Web address that is told when the video ends; see GET /v1/webhook_secret. Default: that of the "
+        "video it is made from.",
+    )
+    webhook_events: Annotated[list[WebhookEvent], BeforeValidator(_json_in_text)] | None = Field(
+        None,
+        min_length=1,
+        max_length=8,
+        description="What to tell it; in a form one JSON string. Default: how the video ends, no chunks.",
+    )
+
+
+class CreateVideo(_MakeVideo):
     """What POST /v1/videos takes. Absent and null are the same."""
 
     model_config = ConfigDict(
@@ -213,19 +236,6 @@ class CreateVideo(_Request):
         description="An image (JPEG, PNG, WebP) or a video (MP4, MOV, WebM, MKV) that the video begins with; a "
         "file of a form, or a data: URL. It is scaled to cover the size and cropped around its centre.",
     )
-    priority: Priority | None = Field(None, description="Order between waiting videos; default: normal.")
-    metadata: Metadata | None = Field(
-        None, description="Your own labels, text to text; in a form one JSON string or `metadata[key]`."
-    )
-    webhook_url: Text | None = Field(
-        None, description="Web address that is told when the video ends; see GET /v1/webhook_secret."
-    )
-    webhook_events: Annotated[list[WebhookEvent], BeforeValidator(_json_in_text)] | None = Field(
-        None,
-        min_length=1,
-        max_length=8,
-        description="What to tell it; in a form one JSON string. Default: how the video ends, no chunks.",
-    )
 
 
 class SourceVideo(BaseModel):
@@ -236,7 +246,7 @@ class SourceVideo(BaseModel):
     id: Text
 
 
-class ExtendVideo(_Request):
+class ExtendVideo(_MakeVideo):
     """What POST /v1/videos/extensions takes. All else is as in the source."""
 
     model_config = ConfigDict(
@@ -249,18 +259,14 @@ class ExtendVideo(_Request):
     prompt: Words = Field(description="What to show from the end of the source on.")
     seconds: Length = Field(description="Length of the whole, the source's included, or `endless`.")
     seed: Whole | None = Field(None, ge=0, le=2**63 - 1, description="Default: the source's.")
-    priority: Priority | None = Field(None, description="Default: the source's.")
-    metadata: Metadata | None = None
 
 
-class RemixVideo(_Request):
+class RemixVideo(_MakeVideo):
     """What POST /v1/videos/{id}/remix takes. All else is as in the source, the seed too."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "The same lake in winter"}]})
 
     prompt: Words = Field(description="What to show; it replaces all prompts of the source.")
-    priority: Priority | None = Field(None, description="Default: the source's.")
-    metadata: Metadata | None = None
 
 
 class UpdateVideo(_Request):

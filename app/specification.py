@@ -6,13 +6,22 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from app.errors import from_validation, invalid, quoted, unavailable, unknown_parameter
-from app.jobs.job import ENDED, ModelCard, Reference, TimedPrompt, Video, VideoSpec, new_video_id
+from app.jobs.job import (
+    ENDED,
+    ModelCard,
+    Reference,
+    TimedPrompt,
+    Video,
+    VideoSpec,
+    WebhookEvent,
+    new_video_id,
+)
 from app.schemas import ENDLESS, CreateVideo, ExtendVideo, RemixVideo, format_seconds
 from app.settings import Settings
 from app.webhooks import InvalidReceiver, receiver_url
@@ -79,8 +88,7 @@ def specify(request: CreateVideo, cards: Mapping[str, ModelCard], settings: Sett
         num_inference_steps=steps,
         priority=request.priority or "normal",
         metadata=check_metadata(request.metadata or {}, settings),
-        webhook_url=_webhook_url(request, settings),
-        webhook_events=tuple(dict.fromkeys(request.webhook_events or ENDED.values())),
+        **_webhook(request, settings, None),
     )
 
 
@@ -113,6 +121,7 @@ def specify_extension(
             "seed": spec.seed if request.seed is None else request.seed,
             "priority": request.priority or spec.priority,
             "metadata": check_metadata(request.metadata or {}, settings),
+            **_webhook(request, settings, spec),
             "extended_from": spec.id,
             "remixed_from": None,
             "given_chunks": source.state.chunks_ready,
@@ -137,6 +146,7 @@ def specify_remix(
             "prompts": (TimedPrompt(at=0, text=request.prompt),),
             "priority": request.priority or source.priority,
             "metadata": check_metadata(request.metadata or {}, settings),
+            **_webhook(request, settings, source),
             "extended_from": None,
             "remixed_from": source.id,
             "given_chunks": 0,
@@ -263,12 +273,19 @@ def check_metadata(metadata: dict[str, str], settings: Settings) -> dict[str, st
     return metadata
 
 
-def _webhook_url(request: CreateVideo, settings: Settings) -> str | None:
-    if request.webhook_url is None:
-        if request.webhook_events is not None:
+def _webhook(
+    request: CreateVideo | ExtendVideo | RemixVideo, settings: Settings, source: VideoSpec | None
+) -> dict[str, Any]:
+    """Whom to tell and what, as fields of `VideoSpec`; what is not said is as in the source."""
+    url = None if source is None else source.webhook_url
+    events: Sequence[WebhookEvent] = tuple(ENDED.values()) if source is None else source.webhook_events
+    if request.webhook_url is not None:
+        try:
+            url = receiver_url(request.webhook_url, settings)
+        except InvalidReceiver as error:
+            raise invalid(f"Invalid webhook_url: {error}.", param="webhook_url", code=error.code) from error
+    if request.webhook_events is not None:
+        if url is None:
             raise invalid("webhook_events needs a webhook_url.", param="webhook_events")
-        return None
-    try:
-        return receiver_url(request.webhook_url, settings)
-    except InvalidReceiver as error:
-        raise invalid(f"Invalid webhook_url: {error}.", param="webhook_url", code=error.code) from error
+        events = request.webhook_events
+    return {"webhook_url": url, "webhook_events": tuple(dict.fromkeys(events))}

@@ -51,7 +51,7 @@ def list_chunks(
 @router.get(
     "/chunks/{index}.m4s",
     response_class=Response,
-    responses={**file(SEGMENT_TYPE, "The segment."), **errors(404, 416, 503)},
+    responses={**file("The segment.", SEGMENT_TYPE), **errors(404, 416, 503)},
     summary="A chunk's media segment, as playlists name it",
 )
 @router.head("/chunks/{index}.m4s", include_in_schema=False)
@@ -73,7 +73,7 @@ def retrieve_chunk(video_id: str, index: Index, ctx: Ctx) -> ChunkObject:
 @router.get(
     "/chunks/{index}/content",
     response_class=Response,
-    responses={**file("video/mp4", "The chunk."), **errors(400, 404, 416, 503)},
+    responses={**file("The chunk.", "video/mp4", SEGMENT_TYPE), **errors(400, 404, 416, 503)},
     summary="Download a chunk",
 )
 @router.head("/chunks/{index}/content", include_in_schema=False)
@@ -106,7 +106,7 @@ def chunk_content(
 @router.get(
     "/init.mp4",
     response_class=Response,
-    responses={**file("video/mp4", "The segment."), **errors(404, 416, 503)},
+    responses={**file("The segment.", "video/mp4"), **errors(404, 416, 503)},
     summary="The initialisation segment of all chunks",
 )
 @router.head("/init.mp4", include_in_schema=False)

@@ -33,9 +33,9 @@ def body(schema: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": dict.fromkeys(media_types, content)}}
 
 
-def file(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route that answers with bytes."""
-    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+def file(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route that answers with bytes of one of these types."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
     return {
         200: {"description": description, "content": content},
         206: {"description": "A part of it, as asked for with Range.", "content": content},

@@ -124,7 +124,7 @@ def delete_video(video_id: str, ctx: Ctx) -> VideoDeleted:
     "/{video_id}/content",
     response_class=Response,
     responses={
-        **file("video/mp4", "The file."),
+        **file("The file.", "video/mp4", "image/jpeg"),
         302: {"description": "The file is at this presigned URL."},
         **errors(400, 404, 416, 503),
     },

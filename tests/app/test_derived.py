@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -170,6 +171,27 @@ def test_a_remix_has_all_of_its_source_but_the_prompt(api: Api) -> None:
     api.error(remix(api, UNKNOWN), 404, "video_not_found", "video_id")
     api.error(remix(api, source["id"], prompt=""), 400, "invalid_value", "prompt")
     api.error(remix(api, source["id"], seed=1), 400, "unknown_parameter", "seed")
+
+
+@pytest.mark.parametrize("ask", [extend, remix])
+def test_whom_to_tell_is_as_in_the_source_unless_it_is_said(api: Api, ask: Callable[..., Any]) -> None:
+    url, other = "https://example.com/one", "https://example.com/other"
+    told = made(api, webhook_url=url, webhook_events=["video.failed"])
+
+    def asked(source: dict[str, Any], **body: Any) -> tuple[str | None, list[str]]:
+        answer = ask(api, source["id"], **body)
+        assert answer.status_code == 200, answer.text
+        found = spec(api, answer.json())
+        return found.webhook_url, list(found.webhook_events)
+
+    assert asked(told) == (url, ["video.failed"])
+    assert asked(told, webhook_url=other) == (other, ["video.failed"])
+    assert asked(told, webhook_events=["video.chunk"]) == (url, ["video.chunk"])
+    untold = made(api)
+    assert asked(untold, webhook_url=url) == (url, ["video.completed", "video.failed", "video.cancelled"])
+    api.error(ask(api, untold["id"], webhook_url="ftp://example.com"), 400, "invalid_value", "webhook_url")
+    lonely = ask(api, untold["id"], webhook_events=["video.chunk"])
+    api.error(lonely, 400, "invalid_value", "webhook_events")
 
 
 def test_a_remix_of_an_extension_is_made_from_the_beginning(api: Api) -> None:
