@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from app.jobs.job import Status, Video
 from app.jobs.store import VideoStore
-from app.storage import ObjectStore, StorageError
+from app.storage import ObjectStore, StorageError, StoreMisconfigured
 from app.storage.objects import manifest_key, video_prefix
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,21 @@ def remove(video: Video, store: VideoStore, objects: ObjectStore) -> None:
 def sweep(store: VideoStore, objects: ObjectStore) -> list[str]:
     """Removes videos whose time is up, and returns their ids. Any number of processes may do it at the same time.
 
-    Raises what `remove` does; what was not removed is found by the next sweep.
+    A video whose files the store refuses to remove does not keep the others. Raises what `remove` does; what was not
+    removed is found by the next sweep.
     """
-    removed = []
+    removed, refused = [], None
     for video in store.expired(_BATCH):
-        remove(video, store, objects)
+        try:
+            remove(video, store, objects)
+        except StoreMisconfigured as error:
+            log.warning("expired, but %s", error, extra={"video": video.id})
+            refused = error
+            continue
         log.info("expired; record and files are removed", extra={"video": video.id})
         removed.append(video.id)
+    if refused is not None and not removed:
+        raise refused
     return removed
 
 

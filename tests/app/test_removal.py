@@ -16,7 +16,7 @@ from app.jobs.manifest import Manifest
 from app.jobs.store import EXPIRING_KEY, VideoStore, video_key
 from app.removal import remove, sweep
 from app.settings import Settings
-from app.storage import ObjectStore, StoreUnavailable
+from app.storage import FilesystemStore, ObjectStore, StoreMisconfigured, StoreUnavailable
 from app.storage.objects import chunk_key, manifest_key, video_prefix
 from tests.app.conftest import Api, running_api
 from tests.conftest import Eventually
@@ -92,6 +92,28 @@ def test_a_video_that_has_ended_tells_when_it_expires_and_then_nothing_of_it_is_
     assert objects_of(api, running)
     assert api.worker.objects.exists(orphan), "what has no record is nobody's to remove"
     assert sweep(store, api.worker.objects) == []
+
+
+def test_a_video_whose_files_stay_does_not_keep_the_others(
+    api: Api, store: VideoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn, other = made(api), made(api)
+    for video_id in (stubborn, other):
+        time_passes(store, video_id, 61)
+    delete_prefix = FilesystemStore.delete_prefix
+
+    def refuse(self: FilesystemStore, prefix: str) -> None:
+        if stubborn in prefix:
+            raise StoreMisconfigured("the folder is not writable")
+        delete_prefix(self, prefix)
+
+    # As root, whom no permission stops, there is no other way to have one folder refused.
+    monkeypatch.setattr(FilesystemStore, "delete_prefix", refuse)
+    assert sweep(store, api.worker.objects) == [other]
+    with pytest.raises(StoreMisconfigured):
+        sweep(store, api.worker.objects)
+    monkeypatch.undo()
+    assert sweep(store, api.worker.objects) == [stubborn]
 
 
 def test_a_video_cancelled_before_it_was_begun_expires_too(api: Api, store: VideoStore) -> None:
