@@ -5,12 +5,12 @@
 #          cuda  whatever build the default index has for this platform (on Linux: CUDA)
 #          URL   an index to take torch from, for a certain CUDA version: TORCH=https://download.pytorch.org/whl/cu130
 # SECONDS  length of the demo's video
-# TESTERS  processes that share the tests; most tests wait for other processes, so more than the cores are of use
+# TESTERS  processes that share the tests; with more, tests that depend on time may fail on a small machine
 
 PYTHON  ?= python3
 TORCH   ?= cpu
 SECONDS ?= 60
-TESTERS ?= 3
+TESTERS ?= 2
 PROMPT  ?= a red ball bouncing off the walls on a black background
 
 VENV := .venv

@@ -30,7 +30,7 @@ def position(page: Page) -> float:
 
 def wait_until(page: Page, expression: str) -> None:
     """Waits until the expression is true. Playwright's own wait needs eval in the page, which its policy forbids."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"still not true: {expression}"
         page.wait_for_timeout(30)

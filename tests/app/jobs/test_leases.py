@@ -27,7 +27,7 @@ from app.jobs.store import (
 )
 from tests.app.conftest import CARD
 
-LEASE = 0.2
+LEASE = 0.6
 
 
 class UpForLong(VideoStore):

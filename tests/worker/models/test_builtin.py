@@ -42,6 +42,7 @@ def test_stock_diffusers_makes_a_video_of_what_the_prompt_says(
         prompt,
         height=32,  # it takes the spatial factor for 4, as the model card says
         width=32,
+        max_sequence_length=24,
         num_frames=37,
         base_num_frames=37,
         num_inference_steps=16,
