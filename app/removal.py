@@ -41,18 +41,22 @@ def sweep(store: VideoStore, objects: ObjectStore) -> list[str]:
     A video whose files the store refuses to remove does not keep the others. Raises what `remove` does; what was not
     removed is found by the next sweep.
     """
-    removed, refused = [], None
+    removed: list[str] = []
+    stay: list[str] = []
+    refused: StoreMisconfigured | None = None
     for video in store.expired(_BATCH):
         try:
             remove(video, store, objects)
         except StoreMisconfigured as error:
-            log.warning("expired, but %s", error, extra={"video": video.id})
+            stay.append(video.id)
             refused = error
             continue
         log.info("expired; record and files are removed", extra={"video": video.id})
         removed.append(video.id)
-    if refused is not None and not removed:
-        raise refused
+    if refused is not None:
+        if not removed:
+            raise refused
+        log.warning("expired, but their files stay: %s (%s)", ", ".join(stay), refused)
     return removed
 
 

@@ -189,7 +189,8 @@ class _MakeVideo(_Request):
         None,
         min_length=1,
         max_length=8,
-        description="What to tell it; in a form one JSON string. Default: how the video ends, no chunks.",
+        description="What to tell it; in a form one JSON string. Default: as of the video it is made from, else how "
+        "the video ends, no chunks.",
     )
 
 

@@ -6,22 +6,13 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from app.errors import from_validation, invalid, quoted, unavailable, unknown_parameter
-from app.jobs.job import (
-    ENDED,
-    ModelCard,
-    Reference,
-    TimedPrompt,
-    Video,
-    VideoSpec,
-    WebhookEvent,
-    new_video_id,
-)
+from app.jobs.job import ModelCard, Reference, TimedPrompt, Video, VideoSpec, new_video_id
 from app.schemas import ENDLESS, CreateVideo, ExtendVideo, RemixVideo, format_seconds
 from app.settings import Settings
 from app.webhooks import InvalidReceiver, receiver_url
@@ -276,16 +267,15 @@ def check_metadata(metadata: dict[str, str], settings: Settings) -> dict[str, st
 def _webhook(
     request: CreateVideo | ExtendVideo | RemixVideo, settings: Settings, source: VideoSpec | None
 ) -> dict[str, Any]:
-    """Whom to tell and what, as fields of `VideoSpec`; what is not said is as in the source."""
-    url = None if source is None else source.webhook_url
-    events: Sequence[WebhookEvent] = tuple(ENDED.values()) if source is None else source.webhook_events
+    """What is said of whom to tell, and of what, as fields of `VideoSpec`; the rest is as in the source."""
+    said: dict[str, Any] = {}
     if request.webhook_url is not None:
         try:
-            url = receiver_url(request.webhook_url, settings)
+            said["webhook_url"] = receiver_url(request.webhook_url, settings)
         except InvalidReceiver as error:
             raise invalid(f"Invalid webhook_url: {error}.", param="webhook_url", code=error.code) from error
     if request.webhook_events is not None:
-        if url is None:
+        if not said and (source is None or source.webhook_url is None):
             raise invalid("webhook_events needs a webhook_url.", param="webhook_events")
-        events = request.webhook_events
-    return {"webhook_url": url, "webhook_events": tuple(dict.fromkeys(events))}
+        said["webhook_events"] = tuple(dict.fromkeys(request.webhook_events))
+    return said

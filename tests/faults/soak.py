@@ -56,7 +56,7 @@ class Allowance:
 MIB = float(1 << 20)
 ALLOWED = {
     # Each video brings threads, and the C library gives them one arena after another, each of which keeps the most it
-    # ever held. What a worker leaks for each video comes to more: it makes a thousand in ten minutes.
+    # ever held. What a worker leaks for each video comes to more: it makes hundreds in ten minutes.
     "rss": Allowance(8 * MIB, 0.02),
     "files": Allowance(3),
     "threads": Allowance(3),

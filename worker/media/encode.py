@@ -258,7 +258,7 @@ def ordinary_priority() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    before = os.sched_getscheduler(0)
+    before, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
     finally:
@@ -267,7 +267,7 @@ def ordinary_priority() -> Iterator[None]:
         for thread in threads:
             with suppress(ProcessLookupError):
                 if os.sched_getscheduler(thread) == now:
-                    os.sched_setscheduler(thread, before, os.sched_param(0))
+                    os.sched_setscheduler(thread, before, parameters)
 
 
 def _converter(width: int, height: int) -> Callable[[NDArray[np.uint8]], Any]:
