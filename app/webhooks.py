@@ -38,6 +38,7 @@ from app.addresses import (
 )
 from app.jobs.connection import connect
 from app.jobs.deliveries import Attempt, DeliveryStore, Leased
+from app.jobs.migrations import RecordError
 from app.jobs.store import video_key
 from app.logs import configure_logging
 from app.retry_after import retry_after_seconds
@@ -195,6 +196,8 @@ class WebhookSender:
                 if not away:
                     log.warning("webhooks wait for Redis: %s", type(error).__name__)
                 away = True
+            except RecordError as error:  # its lease keeps it from being taken again at once
+                log.error("a webhook delivery is left to another version of longtake: %s", error)
             except Exception:  # every receiver waits for this one loop: it outlives whatever it trips over
                 log.exception("webhooks cannot be taken")
             if leased is not None:

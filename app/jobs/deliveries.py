@@ -7,7 +7,8 @@
 | longtake:video:{id}:webhooks      | zset   | ids of a video's deliveries by time of the event                        |
 | longtake:webhooks:due:{host:port} | zset   | ids of one receiver's open deliveries by the time they are due          |
 | longtake:webhooks:lanes           | zset   | receivers with open deliveries by the time they are served next         |
-| longtake:webhook_secret:{owner}   | string | JSON `{"secret", "created_at", "previous": [{"secret", "until"}, ...]}` |
+| longtake:webhook_secret:{owner}   | string | JSON `{"secret", "created_at", "schema_version", "previous": [          |
+|                                   |        | {"secret", "until"}, ...]}`                                             |
 
 Times are on the clock of Redis. A video that has the hash field `webhook_disabled` gets no more deliveries: its
 receiver answered 410.
@@ -32,7 +33,8 @@ from pydantic import BaseModel, ConfigDict
 from redis.exceptions import WatchError
 
 from app.jobs.connection import Connection
-from app.jobs.job import VideoSpec, WebhookEvent
+from app.jobs.job import SCHEMA_VERSION, VideoSpec, WebhookEvent
+from app.jobs.migrations import RecordDamaged, migrated
 
 LANES_KEY = "longtake:webhooks:lanes"
 
@@ -74,6 +76,7 @@ class Delivery(_Frozen):
     type: WebhookEvent
     created_at: float
     body: str
+    schema_version: int = SCHEMA_VERSION
 
 
 class Attempt(_Frozen):
@@ -349,7 +352,7 @@ class DeliveryStore:
         for delivery_id in ids:
             pipe.hmget(delivery_key(delivery_id), "delivery", "status", "attempts")
         rows = [row for row in pipe.execute() if row[0] is not None]
-        deliveries = [Delivery.model_validate_json(row[0]) for row in rows]
+        deliveries = [_parse_delivery(row[0]) for row in rows]
         for delivery in deliveries:
             pipe.zscore(_due_key(delivery.lane), delivery.id)
         return [
@@ -367,7 +370,7 @@ class DeliveryStore:
             return None
         now, delivery, attempts, tries, since = found
         return Leased(
-            delivery=Delivery.model_validate_json(delivery),
+            delivery=_parse_delivery(delivery),
             attempts=tuple(Attempt.model_validate(attempt) for attempt in json.loads(attempts)),
             tries=int(tries),
             age_seconds=float(now) - float(since),
@@ -439,10 +442,29 @@ def _new_secret() -> str:
 
 def _secret_json(secret: Secret) -> str:
     previous = [{"secret": old, "until": until} for old, until in secret.previous]
-    return json.dumps({"secret": secret.current, "created_at": secret.created_at, "previous": previous})
+    return json.dumps(
+        {
+            "secret": secret.current,
+            "created_at": secret.created_at,
+            "previous": previous,
+            "schema_version": SCHEMA_VERSION,
+        }
+    )
 
 
 def _parse_secret(raw: bytes) -> Secret:
-    fields = json.loads(raw)
-    previous = tuple((old["secret"], old["until"]) for old in fields["previous"])
-    return Secret(fields["secret"], fields["created_at"], previous)
+    """Raises `RecordError`."""
+    try:
+        fields = migrated("secret", json.loads(raw))
+        previous = tuple((old["secret"], old["until"]) for old in fields["previous"])
+        return Secret(fields["secret"], fields["created_at"], previous)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordDamaged from error
+
+
+def _parse_delivery(raw: bytes) -> Delivery:
+    """Raises `RecordError`."""
+    try:
+        return Delivery.model_validate(migrated("delivery", json.loads(raw)))
+    except ValueError as error:
+        raise RecordDamaged from error

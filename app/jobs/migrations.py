@@ -1,8 +1,10 @@
 """Versions of stored records: what older software wrote is brought up to date, what newer software wrote is refused.
 
-Every record says which version wrote it: a video in `spec.schema_version` (its state belongs to it), a chunk, a
-manifest and a model's card in `schema_version`. A record is migrated when it is read, one version at a time, by the
-functions of one table, and stored anew when it is next written as a whole: a video when a worker claims it.
+Every record says which version wrote it: a video in `spec.schema_version` (its state belongs to it), everything else in
+`schema_version`: a chunk, a manifest, a model's card, a webhook delivery (its log belongs to it), the secret that signs
+deliveries, and what an idempotency key names. Events are answers as they were given, and stay so. A record is migrated
+when it is read, one version at a time, by the functions of one table, and stored anew when it is next written as a
+whole: a video when a worker claims it.
 
 To change what is stored: raise `app.jobs.job.SCHEMA_VERSION`, add the step to `_STEPS`, and keep a record of the
 version before in `tests/app/jobs/records/`.
@@ -16,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from app.jobs.job import SCHEMA_VERSION
 
 Record: TypeAlias = dict[str, Any]
-Kind = Literal["video", "chunk", "manifest", "model"]
+Kind = Literal["video", "chunk", "manifest", "model", "delivery", "secret", "idempotency"]
 
 
 class RecordError(Exception):
@@ -61,7 +63,7 @@ def migrated(kind: Kind, record: Any) -> Record:
     return result
 
 
-# -- from 1: videos did not expire; chunks and cards had no version of their own ----------------------------------
+# -- from 1: videos did not expire; only videos and manifests had a version of their own --------------------------
 
 
 def _video_from_1(video: Record) -> Record:
@@ -90,5 +92,8 @@ _STEPS: dict[int, dict[Kind, Callable[[Record], Record]]] = {
         "chunk": _versioned_from_1,
         "manifest": _manifest_from_1,
         "model": _versioned_from_1,
+        "delivery": _versioned_from_1,
+        "secret": _versioned_from_1,
+        "idempotency": _versioned_from_1,
     },
 }

@@ -8,7 +8,7 @@
 | longtake:video:{id}:chunks       | list   | `ChunkRecord` JSON; the position in the list is the chunk's index  |
 | longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id          |
 | longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
-| longtake:idempotency:{owner}:{k} | string | JSON `{"digest", "id"}`, expires                                   |
+| longtake:idempotency:{owner}:{k} | string | JSON `{"digest", "id", "schema_version"}`, expires                 |
 | longtake:active                  | hash   | id of every video not in a terminal state -> name of its RQ queue  |
 | longtake:expiring                | zset   | id of every video that has ended and will expire -> `expires_at`   |
 | longtake:reconciled              | string | held by the worker that looked last for lost videos, expires       |
@@ -62,6 +62,7 @@ from app.jobs.deliveries import (
 from app.jobs.estimate import Contender, Lineup, Place, forwards_needed
 from app.jobs.job import (
     ENDED,
+    SCHEMA_VERSION,
     ChunkRecord,
     JobError,
     ModelCard,
@@ -485,7 +486,8 @@ class VideoStore:
         """Records and enqueues a video in one transaction.
 
         `idempotency` is (key, digest of the request body); `limits` are the owner's. What is asked for counts on the
-        day it is asked. Raises `IdempotencyMismatch`, `QueueFull`, `TooManyQueued` and `DailySecondsExceeded`.
+        day it is asked. Raises `IdempotencyMismatch`, `QueueFull`, `TooManyQueued`, `DailySecondsExceeded` and
+        `RecordError`.
         """
         video = Video(spec=spec, state=VideoState())
         idem = None if idempotency is None else idempotency_key(spec.owner, idempotency[0])
@@ -495,10 +497,8 @@ class VideoStore:
             if idem is not None and idempotency is not None:
                 earlier = pipe.get(idem)
                 if earlier is not None:
-                    known = json.loads(earlier)
-                    if known["digest"] != idempotency[1]:
-                        raise IdempotencyMismatch
-                    existing = _parse(pipe.hgetall(video_key(known["id"])))
+                    named = _named(earlier, idempotency[1])
+                    existing = _parse(pipe.hgetall(video_key(named)))
                     if existing is not None:
                         pipe.multi()
                         return Created(existing, replayed=True)
@@ -527,11 +527,8 @@ class VideoStore:
             pipe.hset(ACTIVE_KEY, spec.id, queue.queue_name(spec.model, spec.priority))
             self._add_event(pipe, spec.id, Event("status", self._wire(video)))
             if idem is not None and idempotency is not None:
-                pipe.set(
-                    idem,
-                    json.dumps({"digest": idempotency[1], "id": spec.id}),
-                    ex=self.idempotency_seconds,
-                )
+                answered = {"digest": idempotency[1], "id": spec.id, "schema_version": SCHEMA_VERSION}
+                pipe.set(idem, json.dumps(answered), ex=self.idempotency_seconds)
             self._enqueue(pipe, spec, now, "back")
             return Created(video, replayed=False)
 
@@ -543,12 +540,7 @@ class VideoStore:
     def replayed(self, owner: str, key: str, digest: str) -> Video | None:
         """The video that an idempotency key names already. Raises `IdempotencyMismatch` and `RecordError`."""
         earlier = self.redis.get(idempotency_key(owner, key))
-        if earlier is None:
-            return None
-        known = json.loads(earlier)
-        if known["digest"] != digest:
-            raise IdempotencyMismatch
-        return self.get(known["id"])
+        return None if earlier is None else self.get(_named(earlier, digest))
 
     def request_cancel(self, video_id: str) -> Video:
         """Stops a video; one that has ended stays as it is.
@@ -1260,6 +1252,17 @@ def _parse_card(raw: bytes) -> ModelCard:
     try:
         return ModelCard.model_validate(migrated("model", json.loads(raw)))
     except (ValidationError, ValueError) as error:
+        raise RecordDamaged from error
+
+
+def _named(raw: bytes, digest: str) -> str:
+    """The video that an idempotency key names for a body. Raises `IdempotencyMismatch` and `RecordError`."""
+    try:
+        known = migrated("idempotency", json.loads(raw))
+        if known["digest"] != digest:
+            raise IdempotencyMismatch
+        return str(known["id"])
+    except (ValueError, KeyError) as error:
         raise RecordDamaged from error
 
 

@@ -13,7 +13,7 @@ import av
 import httpx
 
 from app.client import VideoEvent
-from app.jobs.job import Status
+from app.jobs.job import Priority, Status
 from app.jobs.manifest import Manifest
 from app.jobs.queue import leases_key, queue_names, waiting_key
 from app.jobs.store import ACTIVE_KEY, chunks_key, events_key
@@ -44,10 +44,10 @@ class Undisturbed:
     objects: dict[str, str]
 
 
-def create(cluster: Cluster, request: Request, replica: int = 0) -> str:
+def create(cluster: Cluster, request: Request, replica: int = 0, priority: Priority = "normal") -> str:
     """Asks one of the replicas for a video and returns its id."""
     client = cluster.client(replica)
-    return client.create(request.prompt, seconds=request.seconds, seed=request.seed).id
+    return client.create(request.prompt, seconds=request.seconds, seed=request.seed, priority=priority).id
 
 
 def objects_of(cluster: Cluster, video_id: str) -> dict[str, str]:

@@ -20,14 +20,16 @@ from moto.server import ThreadedMotoServer
 from tests.faults.agreement import undisturbed
 from tests.faults.cluster import ROOT, Cluster, running_cluster
 from tests.faults.conftest import REQUESTS
-from tests.faults.rounds import Round, at_random, every_boundary
+from tests.faults.rounds import WISHES, Fault, Round, at_random, every_boundary, with_wishes
 from tests.worker import tiny
 
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
 
-# Below 100: ten faults of every kind at random. From 100 on: a kill at each boundary, at another chunk each time.
-SEEDS: tuple[int, ...] = (*range(1, 21), *range(100, 105))
+# Below 100: ten faults of every kind at random. From 100 on: a kill at each boundary, at another chunk each time. From
+# 200 on: faults at random and as many wishes of clients.
+SEEDS: tuple[int, ...] = (*range(1, 21), *range(100, 105), *range(200, 208))
 FAULTS_PER_ROUND = 10
+WISHES_PER_ROUND = 6
 
 
 @contextmanager
@@ -47,15 +49,22 @@ def service(seed: int, folder: Path, model: Path) -> Iterator[Cluster]:
         yield stack.enter_context(running_cluster(folder, model, apis=2, **storage))
 
 
+def planned(seed: int) -> list[Fault]:
+    """What a seed of the fixed list stands for."""
+    generator = random.Random(seed)
+    if seed >= 200:
+        return with_wishes(generator, WISHES_PER_ROUND)
+    return every_boundary(generator) if seed >= 100 else at_random(generator, FAULTS_PER_ROUND)
+
+
 def run_round(seed: int, folder: Path, model: Path) -> dict[str, Any]:
     """One round and its report. Raises `AssertionError` that names the seed."""
-    generator = random.Random(seed)
-    faults = every_boundary(generator) if seed >= 100 else at_random(generator, FAULTS_PER_ROUND)
+    faults = planned(seed)
     if seed % 2:  # that point is one of the folder's store alone
         faults = [fault for fault in faults if fault.point != "segment half written"]
     with service(seed, folder, model) as cluster:
         expected = undisturbed(cluster, REQUESTS)
-        report = Round(cluster, seed, faults, expected, fleet=3 if seed >= 100 else 2).run()
+        report = Round(cluster, seed, faults, expected, fleet=3 if 100 <= seed < 200 else 2).run()
     return {**report.to_json(), "store": "bucket" if seed % 2 else "folder"}
 
 
@@ -74,8 +83,11 @@ def run(seeds: Sequence[int], *, resume: bool) -> dict[str, Any]:
             rounds[seed] = run_round(seed, Path(folder) / f"round-{seed}", model)
             kept["rounds"] = [rounds[number] for number in sorted(rounds)]
             save(kept)
-            faults = len(rounds[seed]["faults"])
-            print(f"seed {seed}: {faults} faults survived in {time.monotonic() - began:.0f} s", flush=True)
+            events = len(rounds[seed]["faults"])
+            print(
+                f"seed {seed}: {events} faults and wishes survived in {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
     return kept
 
 
@@ -87,7 +99,8 @@ def totals(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
         kinds.update(entry["kinds"])
         points.update(fault["point"] for fault in entry["faults"] if fault["kind"] == "point")
     return {
-        "faults": kinds.total(),
+        "faults": sum(count for kind, count in kinds.items() if kind not in WISHES),
+        "wishes": sum(kinds[kind] for kind in WISHES),
         "kills": sum(kinds[kind] for kind in ("point", "random", "api", "redis")),
         "kinds": dict(kinds),
         "points": dict(points),

@@ -18,6 +18,8 @@ _KINDS = {
     "redis": "SIGKILL of Redis, started again from its append-only file",
     "term": "SIGTERM of a worker",
     "zombie": "SIGSTOP of a worker for longer than its lease, then SIGCONT",
+    "pause": "no fault: a running video paused meanwhile, and resumed",
+    "urgent": "no fault: a video of high priority asked for meanwhile",
 }
 
 _NOT_RUN = "This has not been measured for this version; `{command}` does.\n"
@@ -174,10 +176,12 @@ def _soak(soaked: Mapping[str, Any]) -> str:
         )
     return head + (
         f"{soaked['minutes']:g} minutes of traffic on two API replicas and two workers: "
-        f"{traffic.get('long videos', 0)} videos of {soak.LONG_SECONDS} s and {traffic.get('short videos', 0)} short "
-        "ones, watched over server-sent events and the playlist, to their end or not, cancelled and deleted. No client "
-        f"met an error. {judged} The growth is the median slope between all pairs of samples (Theil-Sen) after the "
-        "first quarter, over the rest of the run. Of the keys of Redis those count that do not expire.\n\n"
+        f"{traffic.get('long videos', 0)} videos of {soak.LONG_SECONDS} s, {traffic.get('endless videos', 0)} endless "
+        f"ones that were steered, paused {traffic.get('pauses', 0)} times in all, and ended at that length, and "
+        f"{traffic.get('short videos', 0)} short ones, watched over server-sent events and the playlist, to their end "
+        f"or not, cancelled and deleted. No client met an error. {judged} The growth is the median slope between all "
+        "pairs of samples (Theil-Sen) after the first quarter, over the rest of the run. Of the keys of Redis those "
+        "count that do not expire.\n\n"
         "| | median | most | growth | allowed |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

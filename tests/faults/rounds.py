@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from redis.exceptions import RedisError
 
-from app.client import LongtakeClient, VideoEvent
-from app.jobs.job import Status
+from app.client import Conflict, LongtakeClient, VideoEvent
+from app.jobs.job import Priority, Status
 from tests.faults.agreement import (
     TERMINAL,
     Request,
@@ -30,20 +30,26 @@ from tests.faults.agreement import (
 from tests.faults.cluster import Cluster, Worker, until
 from tests.faults.worker_entry import HAND_OVER, POINTS
 
-Kind = Literal["point", "random", "term", "zombie", "api", "redis"]
+Kind = Literal["point", "random", "term", "zombie", "api", "redis", "pause", "urgent"]
+WISHES: tuple[Kind, ...] = ("pause", "urgent")
+"""What a client asks for while processes end; no fault, but a video has to survive both together."""
 
 # The worker that is to die at a chosen point gets this long to come there.
 POINT_SECONDS = 90.0
 
 ROUND_SECONDS = 900.0
 
+# A video that was asked to pause does so at its next chunk, or when somebody else has taken it.
+PAUSE_SECONDS = 60.0
+
 
 @dataclass(frozen=True)
 class Fault:
-    """One process ends, or stands still for longer than its lease.
+    """One process ends, or stands still for longer than its lease; or a client has a wish.
 
     `point`: SIGKILL of a worker by itself at a point of its work. `random`, `term`, `zombie`: SIGKILL, SIGTERM or
-    SIGSTOP of a worker `after_seconds` of its life. `api`, `redis`: SIGKILL at a time, and started again.
+    SIGSTOP of a worker `after_seconds` of its life. `api`, `redis`: SIGKILL at a time, and started again. `pause`: a
+    running video is paused, and goes on `after_seconds` later. `urgent`: a video of high priority is asked for.
     """
 
     kind: Kind
@@ -100,6 +106,15 @@ def at_random(generator: random.Random, count: int) -> list[Fault]:
     return faults
 
 
+def with_wishes(generator: random.Random, count: int) -> list[Fault]:
+    """Faults of every kind at random, and as many wishes, two pauses to one urgent video."""
+    kinds = generator.choices(WISHES, [2, 1], k=count)
+    wishes = [Fault(kind, after_seconds=round(generator.uniform(0.2, 1.5), 3)) for kind in kinds]
+    together = [*at_random(generator, count), *wishes]
+    generator.shuffle(together)
+    return together
+
+
 class Watcher:
     """A client that follows one video from its beginning to its end, whatever ends in between."""
 
@@ -136,6 +151,16 @@ class _Doomed:
 
 
 @dataclass
+class _Pause:
+    """A video that was asked to pause, and when it is to go on."""
+
+    fault: Fault
+    video_id: str
+    asked: float
+    due: float | None = None
+
+
+@dataclass
 class Round:
     """One run of a list of faults against a fleet that always has something to do."""
 
@@ -147,6 +172,7 @@ class Round:
     watchers: dict[str, Watcher] = field(default_factory=dict)
     _requests: dict[str, Request] = field(default_factory=dict)
     _done: list[Fault] = field(default_factory=list)
+    _pauses: list[_Pause] = field(default_factory=list)
 
     def run(self) -> Report:
         """Raises `AssertionError`, naming the seed, when anything was lost."""
@@ -163,21 +189,22 @@ class Round:
         )
 
     def _disturb(self) -> None:
-        mine = [fault for fault in self.faults if fault.kind not in ("api", "redis")]
-        others = [fault for fault in self.faults if fault.kind in ("api", "redis")]
+        apart: tuple[Kind, ...] = ("api", "redis", *WISHES)
+        mine = [fault for fault in self.faults if fault.kind not in apart]
+        others = [fault for fault in self.faults if fault.kind in apart]
         fleet: list[_Doomed] = []
         deadline = time.monotonic() + ROUND_SECONDS
         next_other = time.monotonic() + (others[0].after_seconds if others else 0.0)
-        while mine or others or any(doomed.fault for doomed in fleet):
+        while mine or others or self._pauses or any(doomed.fault for doomed in fleet):
             assert time.monotonic() < deadline, f"stuck; done {len(self._done)} of {len(self.faults)} faults"
             while len(fleet) < self.fleet:
                 fault = mine.pop(0) if mine else None
                 fleet.append(self._start(fault))
             self._keep_busy()
             fleet = [doomed for doomed in fleet if not self._tend(doomed)]
-            if others and time.monotonic() >= next_other:
-                fault = others.pop(0)
-                self._kill_other(fault)
+            others += self._tend_pauses()
+            if others and time.monotonic() >= next_other and self._begin_other(others[0]):
+                others.pop(0)
                 next_other = time.monotonic() + (others[0].after_seconds if others else 0.0)
             time.sleep(0.02)
         while len(fleet) < self.fleet:
@@ -196,11 +223,15 @@ class Round:
             return
         open_videos = sum(not video.state.status.terminal for video in states)
         for _ in range(self.fleet + 1 - open_videos):
-            request = list(self.expected)[len(self._requests) % len(self.expected)]
-            replica = len(self._requests)
-            video_id = create(self.cluster, request, replica)
-            self._requests[video_id] = request
-            self.watchers[video_id] = Watcher(self.cluster.client(replica + 1), video_id)
+            self._ask()
+
+    def _ask(self, priority: Priority = "normal") -> None:
+        """One more video, and a client that watches it."""
+        replica = len(self._requests)
+        request = list(self.expected)[replica % len(self.expected)]
+        video_id = create(self.cluster, request, replica, priority)
+        self._requests[video_id] = request
+        self.watchers[video_id] = Watcher(self.cluster.client(replica + 1), video_id)
 
     def _tend(self, doomed: _Doomed) -> bool:
         """Does to a worker what is due; whether it is gone."""
@@ -231,8 +262,13 @@ class Round:
             doomed.due = float("inf")
         return False
 
-    def _kill_other(self, fault: Fault) -> None:
-        if fault.kind == "redis":
+    def _begin_other(self, fault: Fault) -> bool:
+        """Does what is no worker's end; False when there is nothing to do it to now."""
+        if fault.kind == "pause":
+            return self._pause(fault)
+        if fault.kind == "urgent":
+            self._ask("high")
+        elif fault.kind == "redis":
             self.cluster.redis.kill()
             self.cluster.redis.start()
         else:
@@ -240,6 +276,49 @@ class Round:
             api.kill()
             api.start()
         self._done.append(fault)
+        return True
+
+    def _pause(self, fault: Fault) -> bool:
+        """Asks the newest running video to pause."""
+        asked = {pause.video_id for pause in self._pauses}
+        try:
+            videos = self.cluster.store.get_many([i for i in self._requests if i not in asked])
+        except RedisError:
+            return False
+        running = [video.id for video in videos if video.state.status is Status.IN_PROGRESS]
+        if not running:
+            return False
+        try:
+            self.cluster.client(len(self._done)).pause(running[-1])
+        except Conflict:  # it ended meanwhile
+            return False
+        self._pauses.append(_Pause(fault, running[-1], time.monotonic()))
+        return True
+
+    def _tend_pauses(self) -> list[Fault]:
+        """Lets videos go on whose time has come. Returns the wishes that came too late, for another video."""
+        late = []
+        for pause in list(self._pauses):
+            try:
+                status = self.cluster.video(pause.video_id).state.status
+            except RedisError:
+                continue
+            now = time.monotonic()
+            if status is Status.PAUSED and pause.due is None:
+                pause.due = now + pause.fault.after_seconds
+            elif status is Status.PAUSED and pause.due is not None and now >= pause.due:
+                self.cluster.client(len(self._done)).resume(pause.video_id)
+                self._done.append(pause.fault)
+                self._pauses.remove(pause)
+            elif pause.due is None and status.terminal:
+                late.append(pause.fault)
+                self._pauses.remove(pause)
+            else:
+                assert pause.due is None or status is Status.PAUSED, (
+                    f"a paused video went on by itself: {status}"
+                )
+                assert now < pause.asked + PAUSE_SECONDS, f"{pause.video_id} does not pause"
+        return late
 
     def _settle(self) -> int:
         """Everything is finished by whoever is left, and everything agrees."""

@@ -3,8 +3,9 @@
     python -m tests.faults.soak --minutes 60
 
 Two API replicas, two workers, one Redis, one folder, with the service's default times. One client keeps a long video
-going; others ask for short ones, watch them over server-sent events or the playlist, to their end or not, cancel and
-delete them. Every ten seconds memory, files, threads, keys and temporary files are counted.
+going, or an endless one that it steers, pauses and ends; others ask for short ones, watch them over server-sent events
+or the playlist, to their end or not, cancel and delete them. Every ten seconds memory, files, threads, keys and
+temporary files are counted.
 """
 
 from __future__ import annotations
@@ -141,6 +142,9 @@ class Traffic:
                     self._stop.wait(1)
 
     def _long(self, client: LongtakeClient, dice: random.Random) -> None:
+        if dice.random() < 0.5:
+            self._endless(client, dice)
+            return
         video = client.create("a red circle", seconds=LONG_SECONDS, seed=dice.randrange(1000))
         frames = 0
         for event in client.events(video.id):
@@ -151,6 +155,28 @@ class Traffic:
             assert frames == LONG_SECONDS * 24, f"{frames} frames of a long video"
             assert client.read(video.id)
             self.counts["long videos"] += 1
+        client.delete(video.id)
+
+    def _endless(self, client: LongtakeClient, dice: random.Random) -> None:
+        """As long as the other one, by what its owner does: steered again and again, paused, resumed, ended."""
+        video = client.create("a red circle", seconds="endless", seed=dice.randrange(1000))
+        frames, ending = 0, False
+        for event in client.events(video.id):
+            if event.chunk is not None:
+                frames += event.chunk.frames
+                if not ending and (frames >= LONG_SECONDS * 24 or self._stop.is_set()):
+                    client.finish(video.id)
+                    ending = True
+                elif not ending and event.chunk.index % 50 == 25:
+                    client.steer(video.id, dice.choice(["a red square", "a red circle"]))
+                elif not ending and event.chunk.index % 100 == 50:
+                    client.pause(video.id)
+            elif event.type == "status" and event.data["status"] == "paused":
+                client.resume(video.id)
+                self.counts["pauses"] += 1
+        ended = client.retrieve(video.id)
+        assert (ended.status, ended.frames) == ("completed", frames), f"{ended} of {frames} frames"
+        self.counts["endless videos"] += 1
         client.delete(video.id)
 
     def _short(self, client: LongtakeClient, dice: random.Random) -> None:

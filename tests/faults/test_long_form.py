@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.faults import campaign, detection, report, soak
-from tests.faults.rounds import at_random
+from tests.faults.rounds import WISHES
 from tests.faults.worker_entry import POINTS
 
 
@@ -39,17 +40,13 @@ def test_nothing_grows_under_traffic(tmp_path: Path, model: Path) -> None:
     assert found["flat"], {name: figure for name, figure in found["figures"].items() if not figure["flat"]}
 
 
-def test_the_fixed_list_holds_two_hundred_kills_at_all_points() -> None:
-    kinds = [fault.kind for seed in campaign.SEEDS if seed < 100 for fault in _random(seed)]
-    boundaries = sum(seed >= 100 for seed in campaign.SEEDS)
-    kills = sum(kind in ("point", "random", "api", "redis") for kind in kinds)
-    assert kills + boundaries * (len(POINTS) - 1) >= 200
-    assert set(kinds) == {"point", "random", "term", "zombie", "api", "redis"}
-    assert _random(7) == _random(7)
-
-
-def _random(seed: int) -> list[object]:
-    return list(at_random(random.Random(seed), campaign.FAULTS_PER_ROUND))
+def test_the_fixed_list_holds_two_hundred_kills_at_all_points_and_every_wish() -> None:
+    kinds = Counter(fault.kind for seed in campaign.SEEDS for fault in campaign.planned(seed))
+    points = {fault.point for seed in campaign.SEEDS for fault in campaign.planned(seed)} - {""}
+    assert kinds["point"] + kinds["random"] + kinds["api"] + kinds["redis"] >= 200
+    assert set(kinds) == {"point", "random", "term", "zombie", "api", "redis", *WISHES}
+    assert points == set(POINTS)
+    assert campaign.planned(7) == campaign.planned(7) != campaign.planned(8)
 
 
 def samples(count: int, **figures: object) -> list[dict[str, float]]:

@@ -27,6 +27,7 @@ class LatentSet:
     start_latents: int
     batch: int
     settle: int  # latents at the beginning of a long video that still depend on its being a beginning
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def _encode_part(
     rng = np.random.default_rng((config.seed, kind, number))
     attributes = scenes.sample_attributes(config.batch, rng)
     batch = scenes.sample_scenes(attributes, rng, vae.device)
-    latents, near = encode(vae, batch, int(rng.integers(100_000)), length, config.size)
+    with run.autocast(vae.device, config.bf16):
+        latents, near = encode(vae, batch, int(rng.integers(100_000)), length, config.size)
     indices = torch.tensor([a.indices() for a in attributes])
     return {"latents": latents.half().cpu(), "near": near.half().cpu(), "attributes": indices}
 

@@ -12,6 +12,7 @@ import pytest
 
 from app.jobs import queue
 from app.jobs.connection import connect
+from app.jobs.deliveries import DeliveryStore, deliveries_key, deliveries_of, delivery_key, secret_key
 from app.jobs.job import SCHEMA_VERSION, Status
 from app.jobs.manifest import Manifest
 from app.jobs.migrations import RecordDamaged, RecordTooNew, migrated
@@ -19,8 +20,10 @@ from app.jobs.store import (
     ACTIVE_KEY,
     MODELS_KEY,
     RECONCILED_KEY,
+    IdempotencyMismatch,
     VideoStore,
     chunks_key,
+    idempotency_key,
     owner_key,
     video_key,
 )
@@ -94,6 +97,77 @@ def test_what_an_older_version_wrote_is_read_as_if_written_today(store: VideoSto
         assert Manifest.from_json(manifest.to_json()) == manifest
     store.redis.hset(MODELS_KEY, mapping=records["models"])
     assert store.models()["stand-in"].default_size == "16x16"
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_what_belongs_to_no_video_alone_is_read_from_an_older_version_too(
+    store: VideoStore, version: int
+) -> None:
+    records = written_by(version)
+    video_id = put(store, records["completed"])
+    deliveries = DeliveryStore(store.redis)
+    try:
+        store.redis.set(idempotency_key("", "older"), records["idempotency"])
+        replayed = store.replayed("", "older", "d1")
+        assert replayed is not None
+        assert replayed.id == video_id
+        with pytest.raises(IdempotencyMismatch):
+            store.replayed("", "older", "d2")
+
+        store.redis.set(secret_key("older"), records["secret"])
+        secret = deliveries.secret("older")
+        assert (secret.current, [name for name, _ in secret.previous]) == ("whsec_AAAA", ["whsec_BBBB"])
+
+        stored = {"delivery": records["delivery"], "status": "failed", "attempts": "[]"}
+        delivery_id = json.loads(records["delivery"])["id"]
+        store.redis.hset(delivery_key(delivery_id), mapping=stored)
+        store.redis.zadd(deliveries_key(video_id), {delivery_id: 1.0})
+        found = deliveries.get(video_id, delivery_id)
+        assert found is not None
+        assert (found.delivery.schema_version, found.delivery.video_id) == (SCHEMA_VERSION, video_id)
+    finally:
+        store.redis.delete(
+            idempotency_key("", "older"),
+            secret_key("older"),
+            deliveries_key(video_id),
+            delivery_key("evt_0f"),
+        )
+
+
+def test_what_belongs_to_no_video_alone_says_which_version_wrote_it_and_is_refused_when_newer(
+    store: VideoStore, api: Api
+) -> None:
+    key, owner = {"Idempotency-Key": "versioned"}, ""
+    asked = {"prompt": "x", "webhook_url": "https://example.com/hook"}
+    video_id = api.http.post("/v1/videos", json=asked, headers=key).json()["id"]
+    video, deliveries = store.get(video_id), DeliveryStore(store.redis)
+    assert video is not None
+    name = deliveries_of(video.spec, "video.completed", 1.0)[0]
+    pipe = store.redis.pipeline()
+    deliveries.enqueue(pipe, video_key(video_id), [name])
+    pipe.execute()
+    deliveries.secret(owner)
+
+    def rewritten(read: Callable[[], bytes], write: Callable[[str], object]) -> None:
+        record = json.loads(read())
+        assert record["schema_version"] == SCHEMA_VERSION
+        write(json.dumps(record | {"schema_version": 99, "more": "to come"}))
+
+    redis, idem, kept = store.redis, idempotency_key(owner, "versioned"), delivery_key(name.id)
+    before = redis.get(secret_key(owner))
+    try:
+        rewritten(lambda: redis.get(idem), lambda raw: redis.set(idem, raw))
+        rewritten(lambda: redis.hget(kept, "delivery"), lambda raw: redis.hset(kept, "delivery", raw))
+        rewritten(lambda: redis.get(secret_key(owner)), lambda raw: redis.set(secret_key(owner), raw))
+        with pytest.raises(RecordTooNew):
+            deliveries.secret(owner)
+        with pytest.raises(RecordTooNew):
+            deliveries.take(1.0)
+        api.error(api.http.post("/v1/videos", json={"prompt": "x"}, headers=key), 500, "record_unreadable")
+        api.error(api.http.get(f"/v1/videos/{video_id}/webhook_deliveries"), 500, "record_unreadable")
+    finally:
+        redis.set(secret_key(owner), before)
+        api.http.delete(f"/v1/videos/{video_id}")
 
 
 def test_an_older_record_becomes_a_new_one_when_a_worker_claims_it(store: VideoStore) -> None:
