@@ -6,7 +6,7 @@ import asyncio
 import copy
 import re
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -19,8 +19,9 @@ from app.jobs.events import EventHub
 from app.jobs.job import ChunkRecord, Video, VideoSpec
 from app.jobs.store import Created, QueueFull, VideoStore
 from app.keys import Keyring
-from app.limits import DailySecondsExceeded, RequestRate, TooManyQueued, seconds_until_tomorrow
+from app.limits import DailySecondsExceeded, RequestRate, TooManyQueued, announce, seconds_until_tomorrow
 from app.metrics import Metrics
+from app.removal import sweep
 from app.schemas import ChunkObject, VideoObject, chunk_object, format_seconds, video_object
 from app.settings import Settings
 from app.signatures import Signer
@@ -95,6 +96,19 @@ class Context:
     def objects(self) -> ObjectStore:
         """The object store. Raises `StorageError` while it cannot be opened; blocks."""
         return self._store.get()
+
+    def chores(self) -> dict[str, Callable[[], object]]:
+        """What has to be done again and again beside answering; see `Upkeep`."""
+
+        def expire() -> None:
+            while sweep(self.videos, self.objects):
+                pass
+
+        def limits() -> None:
+            if self.keyring is not None:
+                announce(self.videos.redis, self.keyring.all(), self.settings)
+
+        return {"removal of expired videos": expire, "limits of API keys": limits}
 
     @asynccontextmanager
     async def decoding(self) -> AsyncIterator[None]:

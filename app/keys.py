@@ -207,6 +207,10 @@ class Keyring:
         key = self._current().get(key_id)
         return key if key is not None and key.revoked_at is None else None
 
+    def all(self) -> list[ApiKey]:
+        """Every key, the revoked ones too: their videos may still be running. Raises `KeysError`."""
+        return list(self._current().values())
+
     def check(self) -> None:
         """Raises `KeysError` when the file cannot be used."""
         self._current()

@@ -7,14 +7,16 @@
 | longtake:requests:{owner}    | string | when the owner's bucket is full again, in microseconds; expires then   |
 
 The first two are written by `VideoStore`, in the transactions that create, cancel and delete a video and commit its
-chunks. A video counts on the day it is asked for, with the length that is asked for; the field `charged` of its record
-holds that. What is made beyond it counts on the day it is made.
+chunks; the first one also by each API process from time to time, so that a changed limit, or one that was lost with
+Redis, is in force for videos that wait already. A video counts on the day it is asked for, with the length that is
+asked for; the field `charged` of its record holds that. What is made beyond it counts on the day it is made.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -69,6 +71,16 @@ def limits_of(key: ApiKey, settings: Settings) -> Limits:
         if key.requests_per_minute is None
         else key.requests_per_minute,
     )
+
+
+def announce(connection: Connection, keys: Iterable[ApiKey], settings: Settings) -> None:
+    """Tells the line how many videos each key may run, also those that ask for nothing now.
+
+    Raises `redis.exceptions.RedisError`.
+    """
+    running = {key.id: limits_of(key, settings).max_running for key in keys}
+    if running:
+        connection.hset(LIMITS_KEY, mapping=running)
 
 
 def spent_key(owner: str, at: float) -> str:

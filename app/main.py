@@ -40,13 +40,13 @@ from app.errors import (
 from app.jobs.migrations import RecordError
 from app.logs import configure_logging
 from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
-from app.removal import Sweeper
 from app.routes import chunks, control, derived, events, operations, page, reference, videos, webhooks
 from app.routes.documentation import errors
 from app.routes.examples import EXAMPLES
 from app.schemas import CreateVideo, ExtendVideo, RemixVideo, SteerVideo, UpdateVideo
 from app.settings import Settings
 from app.storage import StorageError
+from app.upkeep import Upkeep
 from app.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)
@@ -89,13 +89,13 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
         await context.events.start()
-        sweeper = Sweeper(context.videos, lambda: context.objects, settings.sweep_seconds)
-        sweeper.start()
+        upkeep = Upkeep(context.chores(), settings.sweep_seconds)
+        upkeep.start()
         await sender.start()
         yield
         await sender.close()
         await context.events.close()
-        await anyio.to_thread.run_sync(sweeper.stop)
+        await anyio.to_thread.run_sync(upkeep.stop)
         await context.events.disconnect()
 
     app = FastAPI(

@@ -7,14 +7,10 @@ its record and repeated, and one that is interrupted together with the loss of R
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable
-
-from redis.exceptions import RedisError
 
 from app.jobs.job import Status, Video
 from app.jobs.store import VideoStore
-from app.storage import ObjectStore, StorageError, StoreMisconfigured
+from app.storage import ObjectStore, StoreMisconfigured
 from app.storage.objects import manifest_key, video_prefix
 
 log = logging.getLogger(__name__)
@@ -58,29 +54,3 @@ def sweep(store: VideoStore, objects: ObjectStore) -> list[str]:
             raise refused
         log.warning("expired, but their files stay: %s (%s)", ", ".join(stay), refused)
     return removed
-
-
-class Sweeper:
-    """Sweeps all the time, in a thread of its own; while Redis or the store is away it waits."""
-
-    def __init__(self, store: VideoStore, objects: Callable[[], ObjectStore], every_seconds: float) -> None:
-        """`objects` opens the store, or raises `StorageError`."""
-        self._store, self._objects, self._every_seconds = store, objects, every_seconds
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self, seconds: float = 0.5) -> None:
-        """Ends it. A removal it is in the middle of may be cut off by the end of the process, and is repeated."""
-        self._stop.set()
-        self._thread.join(seconds)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every_seconds):
-            try:
-                while not self._stop.is_set() and sweep(self._store, self._objects()):
-                    pass
-            except (RedisError, StorageError) as error:
-                log.warning("expired videos stay for now: %s", type(error).__name__)

@@ -126,7 +126,9 @@ class Settings(BaseSettings):
         0.0, ge=0, description="A video and its files are removed this long after it has ended; 0: never."
     )
     sweep_seconds: float = Field(
-        60.0, gt=0, description="How often each API process looks for videos whose time is up."
+        60.0,
+        gt=0,
+        description="How often each API process looks for videos whose time is up and for changed limits of keys.",
     )
     max_events: int = Field(20_000, ge=100, description="Events kept per video for replay.")
 

@@ -16,6 +16,7 @@ from app.embedded import EmbeddedRedis
 from app.limits import LIMITS_KEY, spent_key
 from app.settings import Settings
 from tests.app.conftest import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, FPS, Tenants, owner_of, running_tenants
+from tests.conftest import Eventually
 
 
 @pytest.fixture
@@ -193,6 +194,20 @@ def test_settings_are_the_limits_of_keys_that_have_none_of_their_own(
         # Where the queue reads how many of an owner's videos may run.
         running = tenants.api.worker.videos.redis.hgetall(LIMITS_KEY)
         assert running == {owner_of(plain).encode(): b"3", owner_of(free).encode(): b"0"}
+
+
+def test_a_changed_limit_and_one_that_redis_lost_are_in_force_without_a_request(
+    settings: Callable[..., Settings], tmp_path: Path, eventually: Eventually
+) -> None:
+    path = tmp_path / "keys.json"
+    config = settings(api_keys_file=path, sweep_seconds=0.05)
+    with running_tenants(config) as tenants:
+        owner, redis = owner_of(tenants.join(max_running=4)), tenants.api.worker.videos.redis
+        eventually(lambda: redis.hget(LIMITS_KEY, owner) == b"4")
+        path.write_text(path.read_text().replace('"max_running": 4', '"max_running": 2'))
+        eventually(lambda: redis.hget(LIMITS_KEY, owner) == b"2")
+        redis.delete(LIMITS_KEY)
+        eventually(lambda: redis.hget(LIMITS_KEY, owner) == b"2")
 
 
 def test_without_redis_nothing_is_let_past_a_limit(
