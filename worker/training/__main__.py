@@ -1,7 +1,8 @@
 """`python -m worker.training STAGE --config FILE --out FOLDER`: the recipe of the built-in model, stage by stage.
 
-Stages, in order: vae, latents, transformer, export, evaluate. A training stage that was stopped goes on from its last
-checkpoint when it is started again. With several processes: `torchrun --nproc-per-node N -m worker.training STAGE ...`.
+Stages, in order: vae, latents, transformer, decoder (if wanted), export, evaluate. A training stage that was stopped
+goes on from its last checkpoint when it is started again. With several processes:
+`torchrun --nproc-per-node N -m worker.training STAGE ...`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from worker.training.recipe import Recipe
 def main(arguments: list[str] | None = None) -> None:
     """Runs one stage."""
     parser = argparse.ArgumentParser(prog="python -m worker.training", description=__doc__)
-    parser.add_argument("stage", choices=["vae", "latents", "transformer", "export", "evaluate"])
+    parser.add_argument("stage", choices=["vae", "latents", "transformer", "decoder", "export", "evaluate"])
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "cpu.toml")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and results")
     parser.add_argument(
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     match options.stage:
         case "vae":
             vae.train(recipe.vae, recipe.vae_training, out, device)
+        case "decoder":
+            vae.train(recipe.vae, recipe.vae_training, out, device, decoder_only=True)
         case "latents":
             autoencoder = vae.load(recipe.vae, out / "vae.pt", device)
             latents.make(autoencoder, recipe.latents, out)

@@ -40,9 +40,13 @@ def write(
     checkpoints: Path,
     folder: Path,
 ) -> Path:
-    """Writes the averaged weights of `checkpoints` to `folder` and returns it. `size` is the frame size in pixels."""
+    """Writes the averaged weights of `checkpoints` to `folder` and returns it. `size` is the frame size in pixels.
+
+    The autoencoder is that of `decoder.pt`, where a decoder was trained on its own.
+    """
     device = torch.device("cpu")
-    autoencoder = vae.load(vae_model, checkpoints / "vae.pt", device)
+    refined = checkpoints / "decoder.pt"
+    autoencoder = vae.load(vae_model, refined if refined.exists() else checkpoints / "vae.pt", device)
     network, encoder, mean, std = transformer.load(
         transformer_model, text_model, checkpoints / "transformer.pt", device
     )

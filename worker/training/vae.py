@@ -207,33 +207,44 @@ def psnr(vae: stock.Autoencoder, size: int, frames: int, count: int = 4, seed: i
 
 
 def _split(vae: stock.Autoencoder) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Inner kernels, for Muon; and first and last layers, gains and biases."""
+    """What is trained: inner kernels, for Muon; and first and last layers, gains and biases."""
+    trained = [p for p in vae.parameters() if p.requires_grad]
     outer = {
         id(m.weight) for m in (vae.encoder.conv_in, vae.quant_conv, vae.post_quant_conv, vae.decoder.conv_out)
     }
-    inner = [
-        p
-        for p in vae.parameters()
-        if p.ndim >= 4 and p.shape[0] > 1 and p[0].numel() > 1 and id(p) not in outer
-    ]
+    inner = [p for p in trained if p.ndim >= 4 and p.shape[0] > 1 and p[0].numel() > 1 and id(p) not in outer]
     chosen = {id(p) for p in inner}
-    return inner, [p for p in vae.parameters() if id(p) not in chosen]
+    return inner, [p for p in trained if id(p) not in chosen]
 
 
 def train(
-    model: VaeModel, config: VaeTraining, out: Path, device: torch.device, stop: int | None = None
+    model: VaeModel,
+    config: VaeTraining,
+    out: Path,
+    device: torch.device,
+    *,
+    decoder_only: bool = False,
+    stop: int | None = None,
 ) -> Path:
     """Trains, or continues, the autoencoder; returns the checkpoint (`model`, `average`, ...).
 
-    `stop` ends this process at that step, short of the schedule. With `minutes` 0 a run that was stopped at a
-    checkpoint and continued equals one that was not, bit for bit.
+    `decoder_only` goes on from the averaged weights of `out/vae.pt` with its own checkpoint, `out/decoder.pt`; the
+    encoder stays as it is, and so do the latents that the transformer was trained on. `stop` ends this process at that
+    step, short of the schedule. With `minutes` 0 a run that was stopped at a checkpoint and continued equals one that
+    was not, bit for bit.
     """
-    checkpoint, log = out / "vae.pt", out / "vae.jsonl"
+    name = "decoder" if decoder_only else "vae"
+    checkpoint, log = out / f"{name}.pt", out / f"{name}.jsonl"
     ranks = run.Ranks(device)
     torch.manual_seed(config.seed)
     vae = build(model).to(device)
+    if decoder_only:
+        vae.load_state_dict(load(model, out / "vae.pt", device).state_dict())
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     optimizers = muon.optimizers(*_split(vae), config.learning_rate, weight_decay=0.0)
     schedule = run.Schedule(config.steps, config.minutes, warmup_steps=50, hold=0.3)
+    trained = [p for p in vae.parameters() if p.requires_grad]
     average, step = copy.deepcopy(vae).requires_grad_(False), 0
     saved = run.load_checkpoint(checkpoint, device)
     if saved:
@@ -242,12 +253,12 @@ def train(
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         step, schedule.earlier_seconds = saved["step"], saved["seconds"]
-    else:
+    elif not decoder_only:
         rng = np.random.default_rng((config.seed, config.steps))
         batch = scenes.sample_scenes(scenes.sample_attributes(16, rng), rng, device)
         _standardise(vae, scenes.render(batch, torch.arange(9, device=device), config.size)[0], model.z_dim)
         average.load_state_dict(vae.state_dict())
-    print(f"vae: {sum(p.numel() for p in vae.parameters()):,} parameters on {device}", flush=True)
+    print(f"{name}: {sum(p.numel() for p in trained):,} parameters on {device}", flush=True)
 
     lanes: dict[int, _Lane] = {}
     while (done := ranks.agree(schedule.fraction(step))) < 1 and step != stop:
@@ -260,7 +271,8 @@ def train(
         lane = lanes[side]
         pixels, alpha = lane.next(int(rng.choice(config.piece_latents)))
         with run.autocast(device, config.bf16):
-            mean, log_variance = lane.stream.encode(pixels)
+            with torch.set_grad_enabled(not decoder_only):
+                mean, log_variance = lane.stream.encode(pixels)
             latents = mean + (0.5 * log_variance).exp() * torch.randn(
                 mean.shape, generator=noise, device=device
             )
@@ -270,8 +282,8 @@ def train(
         factor = ranks.agree(schedule.factor(step))
         vae.zero_grad()
         torch.autograd.backward(reconstruction + config.kl_weight * divergence)
-        ranks.average_gradients(list(vae.parameters()))
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        ranks.average_gradients(trained)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor

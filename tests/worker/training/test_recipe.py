@@ -29,7 +29,7 @@ def recipe() -> Recipe:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every stage of the recipe, run as the command runs it."""
     folder = tmp_path_factory.mktemp("tiny")
-    for stage in ("vae", "latents", "transformer", "export"):
+    for stage in ("vae", "latents", "transformer", "decoder", "export"):
         command.main([stage, "--config", str(CONFIG), "--out", str(folder)])
     return folder
 
@@ -66,6 +66,18 @@ def test_training_the_autoencoder_raises_its_quality(recipe: Recipe, tmp_path: P
     rows = [json.loads(line) for line in (tmp_path / "vae.jsonl").read_text().splitlines()]
     assert rows[-1]["psnr_9"] > rows[0]["psnr_9"] + 2  # dB, on held-out scenes
 
+    vae.train(recipe.vae, replace(settings, seed=5), tmp_path, CPU, decoder_only=True)
+    whole, refined = (vae.load(recipe.vae, tmp_path / f"{name}.pt", CPU) for name in ("vae", "decoder"))
+    assert vae.psnr(refined, 32, 9).mean() > vae.psnr(whole, 32, 9).mean() + 0.3
+    changed = {
+        name.partition(".")[0]
+        for (name, before), after in zip(
+            whole.state_dict().items(), refined.state_dict().values(), strict=True
+        )
+        if not torch.equal(before, after)
+    }
+    assert changed == {"decoder", "post_quant_conv"}
+
 
 def test_training_the_transformer_lowers_its_loss(recipe: Recipe, out: Path, tmp_path: Path) -> None:
     (tmp_path / "latents.pt").write_bytes((out / "latents.pt").read_bytes())
@@ -76,13 +88,20 @@ def test_training_the_transformer_lowers_its_loss(recipe: Recipe, out: Path, tmp
 
 
 def test_a_run_that_was_interrupted_ends_bit_equal(recipe: Recipe, out: Path, tmp_path: Path) -> None:
-    for name in ("vae", "transformer"):
+    for name in ("vae", "transformer", "decoder"):
         (tmp_path / "latents.pt").write_bytes((out / "latents.pt").read_bytes())
         whole = run.load_checkpoint(out / f"{name}.pt", CPU)
         for stop in (8, 16):  # steps: a first process that ends at a checkpoint, and a second that goes on
             torch.manual_seed(stop)
-            if name == "vae":
-                vae.train(recipe.vae, replace(recipe.vae_training, steps=16), tmp_path, CPU, stop=stop)
+            if name != "transformer":
+                vae.train(
+                    recipe.vae,
+                    replace(recipe.vae_training, steps=16),
+                    tmp_path,
+                    CPU,
+                    decoder_only=name == "decoder",
+                    stop=stop,
+                )
             else:
                 transformer.train(
                     recipe.transformer,
@@ -142,8 +161,11 @@ def spatial_request(autoencoder: AutoencoderKLWan, pixels: int) -> int:
     return int(pixels * believed // autoencoder.config.scale_factor_spatial)
 
 
-def test_the_exported_folder_is_a_model_that_can_be_served(out: Path) -> None:
+def test_the_exported_folder_is_a_model_that_can_be_served(recipe: Recipe, out: Path) -> None:
     model = load_model(str(out / "model"))
+    written = AutoencoderKLWan.from_pretrained(out / "model" / "vae").state_dict()
+    refined = vae.load(recipe.vae, out / "decoder.pt", CPU).state_dict()
+    assert all(torch.equal(written[name], value) for name, value in refined.items())
     assert model.name == "tiny"
     assert model.geometry.default_size == (32, 32)
     assert model.encode_prompt(["A red ball!"]).shape == (1, 24, 16)
