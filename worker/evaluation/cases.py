@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,19 @@ class EvaluationError(ValueError):
     """An evaluation that cannot be made as asked; one line for a person."""
 
 
+CHANGING = ("background", "color", "shape", "motion")
+"""What a prompt may change half-way, one at a time."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The prompt that takes over in the middle of a video, and the attribute in which it differs from the first."""
+
+    prompt: str
+    attributes: scenes.SceneAttributes
+    changed: str
+
+
 @dataclass(frozen=True)
 class Case:
     """One prompt. `attributes` is what the oracle holds the video against; None leaves it to the other figures."""
@@ -34,6 +47,7 @@ class Case:
     prompt: str
     scene_class: str
     attributes: scenes.SceneAttributes | None
+    turn: Turn | None = None
 
 
 def _described(prompt: str, attributes: scenes.SceneAttributes) -> Case:
@@ -50,6 +64,26 @@ def held_out(count: int, seed: int) -> list[Case]:
     turns = [by_motion[i % len(by_motion)] for i in range(count)]
     chosen = [turn[i // len(by_motion) % len(turn)] for i, turn in enumerate(turns)]
     return [_described(scenes.caption(a, rng), a) for a in chosen]
+
+
+def turning(count: int, seed: int) -> list[Case]:
+    """`count` held-out cases whose prompt changes half-way in one attribute, those of CHANGING in turn.
+
+    What it changes to is any scene that may be rendered, held out or not.
+    """
+    rng = np.random.default_rng((seed, 1))
+    found = []
+    for number, case in enumerate(held_out(count, seed)):
+        changed, before = CHANGING[number % len(CHANGING)], case.attributes
+        others = [
+            a
+            for a in scenes.all_attributes()
+            if before is not None
+            and [n for n in CHANGING if getattr(a, n) != getattr(before, n)] == [changed]
+        ]
+        after = others[int(rng.integers(len(others)))]
+        found.append(replace(case, turn=Turn(scenes.caption(after, rng), after, changed)))
+    return found
 
 
 def read(path: Path) -> list[Case]:

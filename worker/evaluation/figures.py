@@ -313,8 +313,33 @@ def _holds(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def summarise(videos: Sequence[Video], *, seed: int) -> dict[str, Any]:
-    """Everything that a report says, from the figures of single videos; sets by their length in seconds."""
+    """What a report says of videos whose prompt does not change, from their figures; sets by length in seconds."""
     by_seconds: dict[float, list[Video]] = defaultdict(list)
     for video in videos:
-        by_seconds[video["seconds"]].append(video)
+        if "turn" not in video:
+            by_seconds[video["seconds"]].append(video)
     return {f"{seconds:g}": _set_summary(found, seed) for seconds, found in sorted(by_seconds.items())}
+
+
+def turns(videos: Sequence[Video], *, seed: int) -> dict[str, Any]:
+    """How videos follow a prompt that changes half-way, by the attribute that changed, and all of them.
+
+    `before` and `after`: all as asked before the change and after it; `changed`: the new attribute is there after it.
+    """
+    groups: dict[str, list[Video]] = defaultdict(list)
+    for video in videos:
+        if "turn" in video:
+            groups[video["turn"]["changed"]].append(video)
+            groups["any"].append(video)
+    found = {}
+    for name, members in sorted(groups.items(), key=lambda group: (group[0] == "any", group[0])):
+        verdicts = [(v["segments"][0]["oracle"], v["segments"][-1]["oracle"], v["turn"]) for v in members]
+        shares = {
+            "before": [before["follows"] for before, _, _ in verdicts],
+            "changed": [after[turn["changed"]] for _, after, turn in verdicts],
+            "after": [after["follows"] for _, after, _ in verdicts],
+        }
+        found[name] = {
+            figure: _mean_of(np.array(share, dtype=np.float64), seed) for figure, share in shares.items()
+        }
+    return found

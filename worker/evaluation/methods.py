@@ -23,7 +23,7 @@ from worker.models.base import SamplerConfig, VideoFrames, VideoModel
 from worker.models.registry import describe
 from worker.sampler import progressive, replacement
 from worker.sampler.noise import chunk_noise
-from worker.sampler.window import Chunk, Emitted, WindowState
+from worker.sampler.window import Chunk, Emitted, PromptTimeline, WindowState
 from worker.training import scenes, stock
 
 RENDERED = "rendered"
@@ -51,6 +51,11 @@ class Wanted:
     def chunks(self) -> int:
         """Chunks of the progressive video."""
         return -(-self.latents // self.config.chunk_latents)
+
+    @property
+    def turn_latent(self) -> int | None:
+        """The latent from which on the second prompt counts, the first of the middle chunk; None: there is none."""
+        return None if self.case.turn is None else self.chunks // 2 * self.config.chunk_latents
 
     @property
     def budget(self) -> int:
@@ -116,9 +121,12 @@ def unchunked(config: SamplerConfig) -> SamplerConfig:
 def _progressive(change: Callable[[SamplerConfig], SamplerConfig]) -> Sample:
     def sample(model: CountedModel, wanted: Wanted, take: Take) -> None:
         config = change(wanted.config)
+        prompts = [(0, wanted.case.prompt)]
+        if wanted.case.turn is not None and wanted.turn_latent is not None:
+            prompts.append((wanted.turn_latent // config.chunk_latents, wanted.case.turn.prompt))
         progressive.sample(
             cast(VideoModel, model),
-            wanted.case.prompt,
+            PromptTimeline(tuple(prompts)),
             chunks=-(-wanted.latents // config.chunk_latents),
             seed=wanted.seed,
             config=config,

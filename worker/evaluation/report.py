@@ -122,6 +122,7 @@ _PICTURES = {
     "figures-{}s.png": "Figures and their intervals",
     "over-time-{}s.png": "Figures over time",
 }
+_TURNING = "turning.jpg"
 _TRUE = {"color": "0.6", "lw": 3}
 _NO_OVERLAP = "no-overlap"
 _LABEL_PIXELS = 190
@@ -152,6 +153,7 @@ def write(path: Path, markdown: Path) -> None:
         if max(len(points) for points in _over_time(results, seconds, "flickering").values()) > 1:
             plot_over_time(results, seconds, folder / f"over-time-{seconds}s.png")
         contact_sheet(results, seconds, folder)
+    turning_sheet(results, folder)
     pictures = os.path.relpath(folder, markdown.parent)
     markdown.parent.mkdir(parents=True, exist_ok=True)
     markdown.write_text(text(results, "" if pictures == "." else f"{pictures}/", folder))
@@ -354,6 +356,25 @@ def _classes(results: Results) -> str:
     return f"{table}\n\nNot shown, for no prompt of this evaluation asks for it: {', '.join(missing)}."
 
 
+def _turns(results: Results) -> str:
+    """How videos follow a prompt that changes half-way; empty where none does."""
+    found = results["turns"]
+    if not found:
+        return ""
+    (seconds,) = {f"{video['seconds']:g}" for video in results["videos"] if "turn" in video}
+    rows = [
+        [name, str(shares["after"]["prompts"]), *(cell(shares[n], 3) for n in ("before", "changed", "after"))]
+        for name, shares in found.items()
+    ]
+    table = _table(
+        ["what changes", "videos", "all as asked before", "the change is seen", "all as asked after"], rows
+    )
+    return (
+        f"Videos of {seconds} s whose prompt changes half-way in one respect. The frames in which the chunks in flight "
+        "turn over are left out.\n\n" + table
+    )
+
+
 def _vbench(results: Results) -> str:
     scores = results.get("vbench")
     if not scores:
@@ -450,6 +471,10 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
             parts += [f"### Where failures appear, {seconds} s", failures]
         if over_time := _by_time(results, seconds, groups[seconds]):
             parts += [f"### Over time, {seconds} s", over_time]
+    if turned := _turns(results):
+        parts += ["## A prompt that changes", turned]
+        if folder is None or (folder / _TURNING).is_file():
+            parts.append(f"![A video for each attribute that changes]({pictures}{_TURNING})")
     parts += [
         "## What the figures are",
         "\n".join(f"- {figure.name}: {figure.words}." for figure in FIGURES.values()),
@@ -549,24 +574,39 @@ def plot_over_time(results: Results, seconds: str, path: Path) -> None:
 
 def contact_sheet(results: Results, seconds: str, folder: Path) -> Path | None:
     """The stills of the first prompt, a row per method; None where there are none."""
-    strips = []
+    strips = {}
     for row in _sampled(results["summary"][seconds]):
         name = row.replace(" ", "-").replace("(", "").replace(")", "")
-        path = folder / "videos" / f"{seconds}s" / name / "000.png"
-        if path.is_file():
-            with Image.open(path) as picture:
-                strips.append((row, picture.convert("RGB")))
-    if not strips:
+        strips[row] = folder / "videos" / f"{seconds}s" / name / "000.png"
+    return _sheet(strips, folder / f"sheet-{seconds}s.jpg")
+
+
+def turning_sheet(results: Results, folder: Path) -> Path | None:
+    """The stills of the first video for each attribute that a prompt changes; None where there are none."""
+    strips: dict[str, Path] = {}
+    for video in results["videos"]:
+        if "turn" in video:
+            place = f"videos/{video['seconds']:g}s/{video['row']}/{video['number']:03}.png"
+            strips.setdefault(video["turn"]["changed"], folder / place)
+    return _sheet(strips, folder / _TURNING)
+
+
+def _sheet(strips: Mapping[str, Path], path: Path) -> Path | None:
+    """Strips of stills below each other with their labels; None where none of the files is there."""
+    opened = []
+    for label, source in strips.items():
+        if source.is_file():
+            with Image.open(source) as picture:
+                opened.append((label, picture.convert("RGB")))
+    if not opened:
         return None
-    height = strips[0][1].height
-    sheet = Image.new(
-        "RGB", (_LABEL_PIXELS + max(s.width for _, s in strips), len(strips) * (height + 4)), "white"
-    )
+    height = opened[0][1].height
+    width = _LABEL_PIXELS + max(strip.width for _, strip in opened)
+    sheet = Image.new("RGB", (width, len(opened) * (height + 4)), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (row, strip) in enumerate(strips):
+    for place, (label, strip) in enumerate(opened):
         top = place * (height + 4)
-        draw.text((6, top + height // 2 - 6), row, fill="black", font_size=12)
+        draw.text((6, top + height // 2 - 6), label, fill="black", font_size=12)
         sheet.paste(strip, (_LABEL_PIXELS, top))
-    path = folder / f"sheet-{seconds}s.jpg"
     sheet.save(path, quality=88)
     return path

@@ -46,7 +46,7 @@ from worker.evaluation.methods import (
 from worker.models.base import VideoFrames, VideoModel
 from worker.models.registry import describe, load_model
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of what a video's file of figures holds; files of another version are made again."""
 CONFIGS = Path(__file__).parent / "configs"
 ENDING_SECONDS = 2.0
@@ -73,6 +73,8 @@ class VideoSet:
     """How the report groups time."""
     variants: bool = False
     """Whether weights that were trained for a method are tried here."""
+    turns: bool = False
+    """Whether the prompt changes half-way. Only the progressive sampler follows; prompts of a file do not turn."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,11 @@ class Plan:
             raise EvaluationError("two sets of the plan have one length")
         if not 2 <= self.segment_seconds <= 10:
             raise EvaluationError(f"segment_seconds must be 2 to 10, got {self.segment_seconds:g}")
+        if all(one.turns for one in self.sets):
+            raise EvaluationError("the plan needs a set whose prompts do not turn")
         for one in self.sets:
+            if one.turns and (one.methods != (figures.OURS,) or one.variants):
+                raise EvaluationError(f"only {figures.OURS} follows a prompt that turns")
             if one.seconds < ENDING_SECONDS or one.prompts < 1 or one.group_seconds <= 0:
                 raise EvaluationError(f"a set needs {ENDING_SECONDS:g} s, a prompt and a group: {one}")
             if not one.methods or set(one.methods) - METHODS.keys():
@@ -221,7 +227,9 @@ def _model(spec: str, device: str) -> VideoModel:
 class Measurement:
     """Takes the frames of one video as they come; keeps a segment of them, never the video."""
 
-    def __init__(self, bench: Bench, job: Job, model: VideoModel, frames: int) -> None:
+    def __init__(
+        self, bench: Bench, job: Job, model: VideoModel, frames: int, turn_latent: int | None = None
+    ) -> None:
         self._job, self._model, self._frames, fps = job, model, frames, model.geometry.fps
         config = describe(bench.model).sampler
         first, period = METHODS[job.method].seam(config)
@@ -230,6 +238,14 @@ class Measurement:
         self._segment = max(1, round(bench.segment_seconds * fps))
         self._ends = list(range(self._segment, frames + 1, self._segment)) or [frames]
         self._ends[-1] = frames  # the last segment takes what is left over
+        self._turn: int | None = None  # frame
+        if turn_latent:
+            self._turn = model.geometry.frames_for_latents(turn_latent)
+            # The chunks in flight turn with the prompt: what they become is neither the one scene nor the other.
+            self._turning = config.chunks_in_flight * config.chunk_latents * factor
+            self._ends = [self._turn, self._turn + self._turning, frames]
+            if frames - self._ends[1] < ENDING_SECONDS * fps:
+                raise EvaluationError(f"{job.seconds:g} s are too short for a prompt that turns half-way")
         self._clip = 1 + (round(CLIP_SECONDS * fps) - 1) // factor * factor
         self._clip_every = round(CLIP_EVERY_SECONDS * fps)
         self._still_at = (
@@ -279,14 +295,17 @@ class Measurement:
                 {
                     "from_second": round(first / fps, 3),
                     "to_second": round(self.count / fps, 3),
-                    "oracle": self._judge(self._held),
+                    "oracle": self._judge(self._held, self.count),
                     "drift": _rounded(self.meter.segment(first, self.count)),
                 }
             )
             self._held = []
 
-    def _judge(self, frames: Any) -> dict[str, Any] | None:
+    def _judge(self, frames: Any, end: int) -> dict[str, Any] | None:
+        """Frames up to frame `end` against the prompt in force; None where no prompt is, or none that says enough."""
         attributes = self._job.case.attributes
+        if self._turn is not None and self._job.case.turn is not None and end > self._turn:
+            attributes = self._job.case.turn.attributes if end > self._turn + self._turning else None
         if attributes is None:
             return None
         verdict = oracle.judge(np.stack(frames), attributes, self._model.geometry.fps)
@@ -300,7 +319,7 @@ class Measurement:
             self._writer.close()
         return {
             "segments": self._segments,
-            "ending": {"oracle": self._judge(self._ending)},
+            "ending": {"oracle": self._judge(self._ending, self.count)},
             "drift": _rounded(self.meter.summary()),
             "features": self._features,
         }
@@ -353,7 +372,7 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
     method = METHODS[job.method]
     counted = CountedModel(model, job.spec)
     prepare(job.method, counted)
-    measurement = Measurement(bench, job, model, frames)
+    measurement = Measurement(bench, job, model, frames, wanted.turn_latent)
     _reset_peak()
     began, cpu_began = time.perf_counter(), time.process_time()
     if job.method == RECONSTRUCTED:
@@ -379,6 +398,7 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
         "number": job.number,
         "prompt": job.case.prompt,
         "class": job.case.scene_class,
+        **({"turn": asdict(job.case.turn)} if job.case.turn is not None else {}),
         "seed": wanted.seed,
         "weights": weights(job.spec),
         "cost": {
@@ -413,19 +433,21 @@ def jobs(
     """
     planned = []
     for one in plan.sets:
+        if one.turns and prompts:
+            continue
         rows = [(name, name, model) for name in one.methods if not METHODS[name].own_weights]
         if one.variants:
             rows += [(f"{name} (trained)", name, folder) for name, folder in variants.items()]
         if reference and RENDERED in one.methods:
             rows.append((REFERENCE, REFERENCE, model))
-        listed = prompts[: one.prompts] if prompts else cases.held_out(one.prompts, plan.seed)
+        choose = cases.turning if one.turns else cases.held_out
+        listed = prompts[: one.prompts] if prompts else choose(one.prompts, plan.seed)
         for number, case in enumerate(listed):
             for row, method, spec in rows:
                 if METHODS[method].sample is None and case.attributes is None:
                     continue  # there is no true scene
-                planned.append(
-                    Job(row, method, spec, case, number, one.seconds, plan.seed + number, stills=number == 0)
-                )
+                stills = number < (len(cases.CHANGING) if one.turns else 1)
+                planned.append(Job(row, method, spec, case, number, one.seconds, plan.seed + number, stills))
     return planned
 
 
@@ -548,6 +570,7 @@ def _results(bench: Bench, plan: Plan, planned: list[Job], variants: Mapping[str
             **{name: version(name) for name in ("torch", "diffusers", "numpy", "opencv-python-headless")},
         },
         "summary": figures.summarise(videos, seed=plan.seed),
+        "turns": figures.turns(videos, seed=plan.seed),
         "videos": videos,
     }
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from app import cli
-from worker.evaluation import figures, study
+from worker.evaluation import cases, figures, oracle, report, study
 from worker.evaluation.cases import Case, EvaluationError
 from worker.evaluation.methods import METHODS, REFERENCE
 from worker.evaluation.study import Bench, Job, Measurement, Plan, VideoSet
@@ -130,6 +131,66 @@ def test_memory_does_not_grow_with_the_length(tiny_folder: Path, tmp_path: Path)
     assert peak(40) < 1.2 * peak(10)
 
 
+def test_a_turning_prompt_changes_in_one_respect_and_says_so_in_words() -> None:
+    found = cases.turning(8, seed=3)
+    assert [case.turn.changed for case in found if case.turn] == [*cases.CHANGING, *cases.CHANGING]
+    for case in found:
+        assert case.turn is not None
+        before, after = oracle.parse_prompt(case.prompt), oracle.parse_prompt(case.turn.prompt)
+        assert (before, after) == (case.attributes, case.turn.attributes)
+        differing = [n for n in cases.CHANGING if getattr(before, n) != getattr(after, n)]
+        assert differing == [case.turn.changed]
+
+
+@pytest.mark.parametrize("obeyed", [True, False])
+def test_a_true_scene_that_turns_with_its_prompt_is_seen_to_and_one_that_does_not_is_caught(
+    tmp_path: Path, obeyed: bool
+) -> None:
+    model, frames = load_model("builtin"), 12 * scenes.FPS
+    verdicts = []
+    for number, case in enumerate(cases.turning(4, seed=5)):
+        job = Job("progressive", "progressive", "builtin", case, number, 12, number, stills=False)
+        bench = Bench("builtin", "cpu", tmp_path, 10)
+        turn_latent = bench.wanted(job)[0].turn_latent
+        assert turn_latent is not None
+        turn = model.geometry.frames_for_latents(turn_latent)
+        assert abs(turn / scenes.FPS - 6) < 0.5
+        measurement = Measurement(bench, job, model, frames, turn_latent)
+        for attributes, first, last in ((case.attributes, 0, turn), (case.turn.attributes, turn, frames)):  # type: ignore[union-attr]
+            shown = attributes if obeyed else case.attributes
+            assert shown is not None
+            scene = scenes.sample_scenes([shown], np.random.default_rng(number))
+            measurement.take(oracle.to_uint8(scenes.render(scene, torch.arange(first, last), 64)[0]))
+        video = measurement.finish()
+        assert video["segments"][1]["oracle"] is None  # neither the one nor the other
+        verdicts.append(video | {"turn": {"changed": case.turn.changed}})  # type: ignore[union-attr]
+    found = figures.turns(verdicts, seed=0)
+    assert list(found) == [*sorted(cases.CHANGING), "any"]
+    assert [found["any"][name]["mean"] for name in ("before", "changed", "after")] == [1, obeyed, obeyed]
+
+
+def test_videos_whose_prompt_turns_are_made_and_reported_apart(tiny_folder: Path, tmp_path: Path) -> None:
+    ordinary = VideoSet(2, 1, ("progressive",))
+    turning = VideoSet(8, 2, ("progressive",), turns=True)
+    plan = Plan((ordinary, turning), segment_seconds=2).checked()
+    found = study.run(plan, model=str(tiny_folder), output=tmp_path, say=quiet)
+    assert list(found["summary"]) == ["2"]
+    assert {name: shares["after"]["prompts"] for name, shares in found["turns"].items()} == {
+        "background": 1,
+        "color": 1,
+        "any": 2,
+    }
+    report.write(tmp_path / "results.json", tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert "## A prompt that changes" in text
+    assert "](turning.jpg)" in text
+    assert (tmp_path / "turning.jpg").is_file()
+
+    short = replace(plan, sets=(ordinary, replace(turning, seconds=4)))
+    with pytest.raises(EvaluationError, match="too short"):
+        study.run(short, model=str(tiny_folder), output=tmp_path / "short", say=quiet)
+
+
 def test_a_prompt_that_the_oracle_cannot_judge_is_measured_without_it(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +221,15 @@ def test_every_plan_can_be_read(name: str) -> None:
         ("[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['magic']", "choose from"),
         ("[[sets]]\nseconds = 2\nprompts = 0\nmethods = ['progressive']", "needs"),
         ("[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['progressive']\nspeed = 1", "speed"),
+        (
+            "[[sets]]\nseconds = 9\nprompts = 1\nmethods = ['progressive']\nturns = true",
+            "do not turn",
+        ),
+        (
+            "[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['progressive']\n"
+            "[[sets]]\nseconds = 9\nprompts = 1\nmethods = ['no-chunks']\nturns = true",
+            "only progressive follows",
+        ),
         ("segment_seconds = 60\n[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['progressive']", "2 to 10"),
         ("[[sets]", "wrong.toml"),
     ],
