@@ -67,14 +67,17 @@ def held_out(count: int, seed: int) -> list[Case]:
 
 
 def turning(count: int, seed: int) -> list[Case]:
-    """`count` held-out cases whose prompt changes half-way in one attribute, those of CHANGING in turn.
+    """`count` held-out cases whose prompt changes half-way in one attribute, those of CHANGING in turns.
 
-    What it changes to is any scene that may be rendered, held out or not.
+    Each turn has an order of its own, or some attributes would meet the same motions again and again. What it changes
+    to is any scene that may be rendered, held out or not.
     """
     rng = np.random.default_rng((seed, 1))
     found = []
     for number, case in enumerate(held_out(count, seed)):
-        changed, before = CHANGING[number % len(CHANGING)], case.attributes
+        if number % len(CHANGING) == 0:
+            order = rng.permutation(CHANGING).tolist()
+        changed, before = order[number % len(CHANGING)], case.attributes
         others = [
             a
             for a in scenes.all_attributes()

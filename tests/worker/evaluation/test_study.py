@@ -133,7 +133,8 @@ def test_memory_does_not_grow_with_the_length(tiny_folder: Path, tmp_path: Path)
 
 def test_a_turning_prompt_changes_in_one_respect_and_says_so_in_words() -> None:
     found = cases.turning(8, seed=3)
-    assert [case.turn.changed for case in found if case.turn] == [*cases.CHANGING, *cases.CHANGING]
+    changed = [case.turn.changed for case in found if case.turn]
+    assert sorted(changed[:4]) == sorted(changed[4:]) == sorted(cases.CHANGING)
     for case in found:
         assert case.turn is not None
         before, after = oracle.parse_prompt(case.prompt), oracle.parse_prompt(case.turn.prompt)
@@ -175,11 +176,9 @@ def test_videos_whose_prompt_turns_are_made_and_reported_apart(tiny_folder: Path
     plan = Plan((ordinary, turning), segment_seconds=2).checked()
     found = study.run(plan, model=str(tiny_folder), output=tmp_path, say=quiet)
     assert list(found["summary"]) == ["2"]
-    assert {name: shares["after"]["prompts"] for name, shares in found["turns"].items()} == {
-        "background": 1,
-        "color": 1,
-        "any": 2,
-    }
+    *changed, _ = found["turns"]
+    assert changed == sorted(case.turn.changed for case in cases.turning(2, seed=0) if case.turn)
+    assert [shares["after"]["prompts"] for shares in found["turns"].values()] == [1, 1, 2]
     report.write(tmp_path / "results.json", tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()
     assert "## A prompt that changes" in text
