@@ -34,7 +34,7 @@ from redis.exceptions import WatchError
 
 from app.jobs.connection import Connection
 from app.jobs.job import SCHEMA_VERSION, VideoSpec, WebhookEvent
-from app.jobs.migrations import RecordDamaged, migrated
+from app.jobs.migrations import RecordDamaged, migrated, parsed
 
 LANES_KEY = "longtake:webhooks:lanes"
 
@@ -352,7 +352,7 @@ class DeliveryStore:
         for delivery_id in ids:
             pipe.hmget(delivery_key(delivery_id), "delivery", "status", "attempts")
         rows = [row for row in pipe.execute() if row[0] is not None]
-        deliveries = [_parse_delivery(row[0]) for row in rows]
+        deliveries = [parsed("delivery", Delivery, row[0]) for row in rows]
         for delivery in deliveries:
             pipe.zscore(_due_key(delivery.lane), delivery.id)
         return [
@@ -370,7 +370,7 @@ class DeliveryStore:
             return None
         now, delivery, attempts, tries, since = found
         return Leased(
-            delivery=_parse_delivery(delivery),
+            delivery=parsed("delivery", Delivery, delivery),
             attempts=tuple(Attempt.model_validate(attempt) for attempt in json.loads(attempts)),
             tries=int(tries),
             age_seconds=float(now) - float(since),
@@ -459,12 +459,4 @@ def _parse_secret(raw: bytes) -> Secret:
         previous = tuple((old["secret"], old["until"]) for old in fields["previous"])
         return Secret(fields["secret"], fields["created_at"], previous)
     except (ValueError, KeyError, TypeError) as error:
-        raise RecordDamaged from error
-
-
-def _parse_delivery(raw: bytes) -> Delivery:
-    """Raises `RecordError`."""
-    try:
-        return Delivery.model_validate(migrated("delivery", json.loads(raw)))
-    except ValueError as error:
         raise RecordDamaged from error

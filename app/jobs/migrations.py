@@ -12,12 +12,16 @@ version before in `tests/app/jobs/records/`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel
 
 from app.jobs.job import SCHEMA_VERSION
 
 Record: TypeAlias = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
 Kind = Literal["video", "chunk", "manifest", "model", "delivery", "secret", "idempotency"]
 
 
@@ -61,6 +65,14 @@ def migrated(kind: Kind, record: Any) -> Record:
         raise RecordDamaged from error
     result: Record = record
     return result
+
+
+def parsed(kind: Kind, model: type[Model], raw: bytes) -> Model:
+    """A record of one JSON text. Raises `RecordTooNew` and `RecordDamaged`."""
+    try:
+        return model.model_validate(migrated(kind, json.loads(raw)))
+    except ValueError as error:  # pydantic's errors are of this kind
+        raise RecordDamaged from error
 
 
 # -- from 1: videos did not expire; only videos and manifests had a version of their own --------------------------

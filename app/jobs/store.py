@@ -73,7 +73,7 @@ from app.jobs.job import (
 )
 from app.jobs.line import Line, Taken, Yield, blocked_key, served_key, speed_kind
 from app.jobs.manifest import Manifest
-from app.jobs.migrations import RecordDamaged, RecordError, migrated
+from app.jobs.migrations import RecordDamaged, RecordError, migrated, parsed
 from app.limits import (
     ACCOUNT_SECONDS,
     LIMITS_KEY,
@@ -407,14 +407,14 @@ class VideoStore:
     def chunks(self, video_id: str, start: int = 0, stop: int | None = None) -> list[ChunkRecord]:
         """Committed chunks with index in ``[start, stop)``, in order. Raises `RecordError`."""
         raw = self.redis.lrange(chunks_key(video_id), start, -1 if stop is None else stop - 1)
-        return [_parse_chunk(item) for item in raw]
+        return [parsed("chunk", ChunkRecord, item) for item in raw]
 
     def chunk(self, video_id: str, index: int) -> ChunkRecord | None:
         """One committed chunk, or None. Raises `RecordError`."""
         if index < 0:
             return None
         raw = self.redis.lindex(chunks_key(video_id), index)
-        return None if raw is None else _parse_chunk(raw)
+        return None if raw is None else parsed("chunk", ChunkRecord, raw)
 
     def places(self, videos: Iterable[Video]) -> dict[str, Place]:
         """The places in line of those of the videos that wait, by id; as of a moment ago at most."""
@@ -1039,7 +1039,7 @@ class VideoStore:
     def models(self) -> dict[str, ModelCard]:
         """Every model that a worker has registered and that can be read, by name."""
         found = (
-            self._readable(f"model {name.decode()}", _parse_card, raw)
+            self._readable(f"model {name.decode()}", parsed, "model", ModelCard, raw)
             for name, raw in self.redis.hgetall(MODELS_KEY).items()
         )
         cards = [card for card in found if card is not None]
@@ -1237,20 +1237,6 @@ def _parse(raw: Mapping[bytes, bytes]) -> Video | None:
     try:
         state = {name: json.loads(fields[name]) for name in known if name in fields}
         return Video.model_validate(migrated("video", {"spec": json.loads(fields["spec"]), "state": state}))
-    except (ValidationError, ValueError) as error:
-        raise RecordDamaged from error
-
-
-def _parse_chunk(raw: bytes) -> ChunkRecord:
-    try:
-        return ChunkRecord.model_validate(migrated("chunk", json.loads(raw)))
-    except (ValidationError, ValueError) as error:
-        raise RecordDamaged from error
-
-
-def _parse_card(raw: bytes) -> ModelCard:
-    try:
-        return ModelCard.model_validate(migrated("model", json.loads(raw)))
     except (ValidationError, ValueError) as error:
         raise RecordDamaged from error
 

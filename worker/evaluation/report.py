@@ -361,7 +361,8 @@ def _turns(results: Results) -> str:
     found = results["turns"]
     if not found:
         return ""
-    (seconds,) = {f"{video['seconds']:g}" for video in results["videos"] if "turn" in video}
+    lengths = sorted({video["seconds"] for video in results["videos"] if "turn" in video})
+    seconds = " and ".join(f"{length:g}" for length in lengths)
     rows = [
         [name, str(shares["after"]["prompts"]), *(cell(shares[n], 3) for n in ("before", "changed", "after"))]
         for name, shares in found.items()
