@@ -15,7 +15,7 @@ from torch import Tensor
 from worker.engine import Conditioning, Emission, Engine, Stopped, Track
 from worker.models.base import InvalidOutput
 from worker.models.registry import load_model
-from worker.sampler.progressive import sample
+from worker.sampler.progressive import sample, step
 from worker.sampler.window import PromptTimeline, WindowState
 
 
@@ -76,26 +76,61 @@ def joined(emissions: list[Emission]) -> Tensor:
     return torch.cat([emission.latents for emission in emissions], dim=2)
 
 
-def test_two_videos_made_together_equal_each_made_alone(tiny_folder: Path, engines: Any) -> None:
-    network: Any = load_model(str(tiny_folder))  # real attention, whatever the weights
+def counted(folder: Path) -> tuple[Any, list[int]]:
+    """A model with real attention, whatever the weights, and the number of videos in each of its forwards."""
+    network: Any = load_model(str(folder))
     forwards: list[int] = []
     velocity = network.velocity
 
-    def counted(latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
+    def counting(latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
         forwards.append(len(latents) // 2)
         return velocity(latents, sigmas, prompt)
 
-    network.velocity = counted
+    network.velocity = counting
+    return network, forwards
+
+
+def test_two_videos_made_together_equal_each_made_alone(tiny_folder: Path, engines: Any) -> None:
+    network, forwards = counted(tiny_folder)
     wanted = (("a circle", 1), ("a square", 2))
     alone = [sample(network, prompt, chunks=12, seed=seed) for prompt, seed in wanted]
     forwards.clear()
     engine = engines(network, batch=2)
-    tracks = [join(engine, seed=seed, chunks=12, prompt=prompt) for prompt, seed in wanted]
+    with engine.lock:  # the engine looks for work when both are there, and there is room for all they make
+        tracks = [join(engine, seed=seed, chunks=12, prompt=prompt, capacity=12) for prompt, seed in wanted]
     together = [joined(emissions) for emissions in drain_together(*tracks)]
     for one, other in zip(together, alone, strict=True):
         assert (one - other).abs().max() < 1e-5
-    assert forwards.count(2) >= 5, "they shared forwards"
+    assert set(forwards) == {2}, "they shared every forward"
     assert not torch.allclose(alone[0], alone[1])
+
+
+def test_videos_at_different_stages_of_their_shift_share_forwards(tiny_folder: Path, engines: Any) -> None:
+    model, forwards = counted(tiny_folder)
+    config, (prompt, negative) = model.sampler, (model.encode_prompt([text]) for text in ("a circle", ""))
+    engine, tracks, begun = engines(model, batch=2), [], []
+    for seed, ahead in ((1, 0), (2, 1)):
+        shape = model.geometry.latent_shape(*model.geometry.default_size)
+        state = WindowState.start(config, seed, shape, total=6)
+        for _ in range(config.levels + ahead):
+            step(model, [state], [prompt], [negative])
+        begun.append(state)
+    stages = {state.forward % config.forwards_per_shift for state in begun}
+    timeline = PromptTimeline(((0, "a circle"),))
+    forwards.clear()
+    with engine.lock:
+        for state in begun:
+            conditioning = Conditioning(timeline, {"a circle": prompt}, negative)
+            tracks.append(engine.add(state, conditioning, capacity=6))
+    shared = [emissions[0] for emissions in drain_together(*tracks)]
+    assert len(stages) == 2
+    assert forwards.count(2) >= 2 * config.forwards_per_shift, "as long as both windows are full"
+    for seed, emission in zip((1, 2), shared, strict=True):
+        alone = sample(model, "a circle", chunks=6, seed=seed)
+        first = emission.chunk * config.chunk_latents
+        assert emission.chunk == 1
+        wanted = alone[:, :, first : first + config.chunk_latents]
+        assert (emission.latents - wanted).abs().max() < 1e-5
 
 
 def test_one_video_equals_the_plain_loop_to_the_bit_and_carries_its_state(

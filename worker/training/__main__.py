@@ -1,7 +1,8 @@
 """`python -m worker.training STAGE --config FILE --out FOLDER`: the recipe of the built-in model, stage by stage.
 
 Stages, in order: vae, latents, transformer, decoder (if wanted), export, evaluate. A training stage that was stopped
-goes on from its last checkpoint when it is started again. With several processes:
+goes on from its last checkpoint when it is started again. Where there are no checkpoints any more, `import` makes them
+from a pipeline folder that `export` wrote: its weights, without the state of the optimizers. With several processes:
 `torchrun --nproc-per-node N -m worker.training STAGE ...`.
 """
 
@@ -16,15 +17,19 @@ import torch
 from worker.training import export, latents, transformer, vae
 from worker.training.recipe import Recipe
 
+STAGES = ("vae", "latents", "transformer", "decoder", "export", "evaluate")
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one stage."""
     parser = argparse.ArgumentParser(prog="python -m worker.training", description=__doc__)
-    parser.add_argument("stage", choices=["vae", "latents", "transformer", "decoder", "export", "evaluate"])
+    parser.add_argument("stage", choices=["import", *STAGES])
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "cpu.toml")
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints, logs and results")
     parser.add_argument(
-        "--model", type=Path, help="pipeline folder that `export` writes (default: OUT/model)"
+        "--model",
+        type=Path,
+        help="pipeline folder that `export` writes and `import` reads (default: OUT/model)",
     )
     parser.add_argument(
         "--plan", default="card", help="of `evaluate`, as `longtake evaluate --config` takes it"
@@ -35,13 +40,15 @@ def main(arguments: list[str] | None = None) -> None:
     if recipe.machine.threads:
         torch.set_num_threads(recipe.machine.threads)
     match options.stage:
+        case "import":
+            export.read(recipe.vae, recipe.text, recipe.transformer, folder=folder, checkpoints=out)
         case "vae":
             vae.train(recipe.vae, recipe.vae_training, out, device)
         case "decoder":
             vae.train(recipe.vae, recipe.vae_training, out, device, decoder_only=True)
         case "latents":
             autoencoder = vae.load(recipe.vae, out / "vae.pt", device)
-            latents.make(autoencoder, recipe.latents, out)
+            latents.make(autoencoder, recipe.latents, out, transformer.statistics(out / "transformer.pt"))
         case "transformer":
             transformer.train(
                 recipe.transformer,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from worker.training import scenes, stock, text, transformer, vae, windows
+from worker.training import run, scenes, stock, text, transformer, vae, windows
 
 EXAMPLE_PROMPTS = (
     "a red circle bouncing off the walls on a black background",
@@ -84,3 +84,50 @@ def write(
     }
     (folder / "longtake.json").write_text(json.dumps(serving, indent=2) + "\n")
     return folder
+
+
+def read(
+    vae_model: vae.VaeModel,
+    text_model: text.TextModel,
+    transformer_model: transformer.TransformerModel,
+    *,
+    folder: Path,
+    checkpoints: Path,
+) -> None:
+    """Makes `vae.pt` and `transformer.pt` in `checkpoints` from a folder that `write` wrote, to train on from there.
+
+    They hold the averaged weights and no state of an optimizer; the steps count from 0 again. Raises `run.ConfigError`
+    when the folder's weights are not of these shapes.
+    """
+    autoencoder = stock.autoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    network = stock.transformer.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    encoder = stock.text_encoder.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
+    fresh = torch.nn.ModuleDict(
+        {
+            "transformer": transformer.build(transformer_model, vae_model.z_dim, text_model.width),
+            "text_encoder": text.build(text_model, len(text.tokenizer(text_model))),
+        }
+    )
+    both = torch.nn.ModuleDict({"transformer": network, "text_encoder": encoder})
+    try:
+        vae.build(vae_model).load_state_dict(autoencoder.state_dict())
+        fresh.load_state_dict(both.state_dict())
+    except RuntimeError as error:
+        raise run.ConfigError(f"{folder} does not hold the models of this configuration: {error}") from error
+    for name in ("vae", "transformer"):
+        if (checkpoints / f"{name}.pt").exists():
+            raise run.ConfigError(f"{checkpoints / name}.pt exists already: it is what training goes on from")
+    start = {"step": 0, "seconds": 0.0}
+    weights = autoencoder.state_dict()
+    run.save_checkpoint(checkpoints / "vae.pt", start | {"model": weights, "average": weights})
+    weights = both.state_dict()
+    run.save_checkpoint(
+        checkpoints / "transformer.pt",
+        start
+        | {
+            "model": weights,
+            "average": weights,
+            "mean": torch.tensor(autoencoder.config.latents_mean),
+            "std": torch.tensor(autoencoder.config.latents_std),
+        },
+    )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worker.training import run, scenes, stock
+from worker.training import run, scenes, stock, turns
 from worker.training.vae import LATENT_FRAMES, VideoStream
 
 PIECE_FRAMES = 32
@@ -17,7 +19,7 @@ PIECE_FRAMES = 32
 
 @dataclass(frozen=True)
 class LatentSet:
-    """How many videos are encoded. Long ones serve the middle of a video, short ones its start."""
+    """How many videos are encoded. Long ones serve the middle of a video, short ones its start, and some turn."""
 
     size: int  # pixels
     seed: int
@@ -26,8 +28,20 @@ class LatentSet:
     start_videos: int
     start_latents: int
     batch: int
-    settle: int  # latents at the beginning of a long video that still depend on its being a beginning
+    settle: (
+        int  # latents at the beginning of a long or turning video that still depend on its being a beginning
+    )
+    turning_videos: int = 0  # of `worker.training.turns`
+    turning_latents: int = 20
     bf16: bool = False
+
+    def kinds(self) -> dict[str, tuple[int, int]]:
+        """Videos and latents in each, by kind."""
+        return {
+            "middle": (self.long_videos, self.long_latents),
+            "start": (self.start_videos, self.start_latents),
+            "turning": (self.turning_videos, self.turning_latents),
+        }
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,10 @@ class Clips:
 
     latents: Tensor  # (N, z, n, h, w), normalised
     near: Tensor  # (N, n, h, w) in 0..1: whether the shape comes near the latent's pixels
-    attributes: list[scenes.SceneAttributes]
+    attributes: list[scenes.SceneAttributes]  # of clips that turn: after the turn
+    turn: Tensor | None = (
+        None  # (N, 2) of clips that turn: the first latent that has begun to, the first that has
+    )
 
 
 @dataclass(frozen=True)
@@ -45,24 +62,25 @@ class Latents:
 
     middle: Clips
     start: Clips
+    turning: Clips | None
     mean: Tensor  # (z,)
     std: Tensor  # (z,)
 
 
+Render = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From frame indices (T,): pixels (B, 3, T, H, W) in -1..1 and coverage (B, T, H, W)."""
+
+
 @torch.no_grad()
-def encode(
-    vae: stock.Autoencoder, batch: scenes.Scenes, first_frame: int, latents: int, size: int
-) -> tuple[Tensor, Tensor]:
+def encode(vae: stock.Autoencoder, render: Render, first_frame: int, latents: int) -> tuple[Tensor, Tensor]:
     """Latents (B, z, n, h, w), not normalised, and nearness of the shape (B, n, h, w)."""
     stream = VideoStream(vae)
     total = 1 + LATENT_FRAMES * (latents - 1)
-    device = batch.radius.device
     means, near, done = [], [], 0
     while done < total:
         count = min(PIECE_FRAMES, total - done) if done else 1
-        pixels, alpha = scenes.render(
-            batch, torch.arange(first_frame + done, first_frame + done + count, device=device), size
-        )
+        frames = torch.arange(first_frame + done, first_frame + done + count, device=vae.device)
+        pixels, alpha = render(frames)
         mean, _ = stream.encode(pixels)
         means.append(mean)
         alpha = alpha.view(len(alpha), mean.shape[2], -1, *alpha.shape[2:]).amax(2)
@@ -71,48 +89,72 @@ def encode(
     return torch.cat(means, 2), torch.cat(near, 1)
 
 
-def _encode_part(
-    vae: stock.Autoencoder, config: LatentSet, *, kind: int, length: int, number: int
-) -> dict[str, Tensor]:
+def turn_marks(batch: turns.Turns, first_frame: int) -> Tensor:
+    """`Clips.turn` of clips that begin with this frame: (B, 2). The first latent holds one frame."""
+
+    def latent(frame: Tensor) -> Tensor:
+        return ((frame - first_frame - 1) / LATENT_FRAMES).floor().long() + 1
+
+    # The first frame that differs, and the first that is wholly turned.
+    return torch.stack([latent(batch.begin.floor() + 1), latent((batch.begin + batch.length).ceil() + 3)], 1)
+
+
+def _encode_part(vae: stock.Autoencoder, config: LatentSet, *, kind: str, number: int) -> dict[str, Tensor]:
     """Batch `number` of videos of one kind; depends on nothing else."""
-    rng = np.random.default_rng((config.seed, kind, number))
+    kinds = config.kinds()
+    rng = np.random.default_rng((config.seed, list(kinds).index(kind), number))
     attributes = scenes.sample_attributes(config.batch, rng)
-    batch = scenes.sample_scenes(attributes, rng, vae.device)
+    part = {"attributes": torch.tensor([a.indices() for a in attributes])}
+    render: Render
+    if kind == "turning":
+        first, length = int(rng.integers(100_000)), kinds[kind][1]
+        # From behind the settled beginning to the middle: a window finds room before the turn and behind it.
+        latest = max(config.settle + 3.0, (length + config.settle) / 2)
+        begin = torch.from_numpy(rng.uniform(config.settle + 2, latest, config.batch) * LATENT_FRAMES)
+        batch = turns.sample(attributes, first + begin, rng, vae.device)
+        part["turn"] = turn_marks(batch, first).cpu()
+        render = partial(turns.render, batch, size=config.size)
+    else:
+        render = partial(scenes.render, scenes.sample_scenes(attributes, rng, vae.device), size=config.size)
+        first = int(rng.integers(100_000))
     with run.autocast(vae.device, config.bf16):
-        latents, near = encode(vae, batch, int(rng.integers(100_000)), length, config.size)
-    indices = torch.tensor([a.indices() for a in attributes])
-    return {"latents": latents.half().cpu(), "near": near.half().cpu(), "attributes": indices}
+        latents, near = encode(vae, render, first, kinds[kind][1])
+    return part | {"latents": latents.half().cpu(), "near": near.half().cpu()}
 
 
-def make(vae: stock.Autoencoder, config: LatentSet, out: Path) -> Path:
-    """Encodes the training set to `out/latents.pt`, every process its share."""
+def make(
+    vae: stock.Autoencoder,
+    config: LatentSet,
+    out: Path,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> Path:
+    """Encodes the training set to `out/latents.pt`, every process its share.
+
+    `statistics` are the mean and std (z,) by which a network that goes on with this set was trained; by default those
+    of the set itself.
+    """
     ranks = run.Ranks(vae.device)
-    kinds = {
-        "middle": (config.long_videos, config.long_latents),
-        "start": (config.start_videos, config.start_latents),
-    }
-    jobs = [
-        (kind, number, length)
-        for kind, (videos, length) in kinds.items()
-        for number in range(-(-videos // config.batch))
-    ]
-    for done, (kind, number, length) in enumerate(jobs):
+    counts = {kind: -(-videos // config.batch) for kind, (videos, _) in config.kinds().items() if videos}
+    jobs = [(kind, number) for kind, count in counts.items() for number in range(count)]
+    for done, (kind, number) in enumerate(jobs):
         path = out / "latents" / f"{kind}-{number:05}.pt"
         if done % ranks.count == ranks.rank and not path.exists():
-            part = _encode_part(vae, config, kind=list(kinds).index(kind), length=length, number=number)
-            run.save_checkpoint(path, part)
+            run.save_checkpoint(path, _encode_part(vae, config, kind=kind, number=number))
             if done % 10 < ranks.count:
                 print(f"{kind}: batch {number}, job {done + 1} of {len(jobs)}", flush=True)
     ranks.wait()
     merged: dict[str, Tensor] = {}
-    for kind in kinds:
-        paths = [out / "latents" / f"{k}-{n:05}.pt" for k, n, _ in jobs if k == kind]
+    for kind, count in counts.items():
+        paths = [out / "latents" / f"{kind}-{number:05}.pt" for number in range(count)]
         parts = [torch.load(path, weights_only=True) for path in paths]
         merged |= {f"{kind}_{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
-    merged["middle_latents"] = merged["middle_latents"][:, :, config.settle :].clone()
-    merged["middle_near"] = merged["middle_near"][:, config.settle :].clone()
+        if kind != "start":
+            merged[f"{kind}_latents"] = merged[f"{kind}_latents"][:, :, config.settle :].clone()
+            merged[f"{kind}_near"] = merged[f"{kind}_near"][:, config.settle :].clone()
+    if "turning_turn" in merged:
+        merged["turning_turn"] -= config.settle
     values = merged["middle_latents"].float().transpose(0, 1).flatten(1)
-    merged["mean"], merged["std"] = values.mean(1), values.std(1)
+    merged["mean"], merged["std"] = statistics or (values.mean(1), values.std(1))
     path = out / "latents.pt"
     if ranks.first:
         run.save_checkpoint(path, merged)
@@ -132,6 +174,13 @@ def load(path: Path, device: torch.device) -> Latents:
             ((parts[f"{kind}_latents"].float() - mean) / std).to(device),
             parts[f"{kind}_near"].float().to(device),
             [scenes.SceneAttributes.from_indices(*row) for row in parts[f"{kind}_attributes"].tolist()],
+            parts.get(f"{kind}_turn"),
         )
 
-    return Latents(clips("middle"), clips("start"), parts["mean"].to(device), parts["std"].to(device))
+    return Latents(
+        clips("middle"),
+        clips("start"),
+        clips("turning") if "turning_latents" in parts else None,
+        parts["mean"].to(device),
+        parts["std"].to(device),
+    )

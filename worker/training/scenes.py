@@ -293,6 +293,29 @@ def signed_distance(x: Tensor, y: Tensor, radius: Tensor, shape: Tensor) -> Tens
     )
 
 
+def wraps(scenes: Scenes) -> Tensor:
+    """Which scenes run around the torus: an object that leaves on one side comes in on the other. (B,)"""
+    return (scenes.motion == MOTIONS.index("left")) | (scenes.motion == MOTIONS.index("right"))
+
+
+def offsets(
+    where: Track, wrapped: Tensor, size: int, crop: tuple[Tensor, Tensor, int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Where each pixel lies as seen from the object, along its own axes: x and y in widths, each (B, T, h, w).
+
+    `wrapped` (B,) says in which scenes the nearest way may lead round the torus; `crop` as for `coverage`.
+    """
+    side = size if crop is None else crop[2]
+    pixels = torch.arange(side, device=where.x.device, dtype=torch.float32) + 0.5
+    left: Tensor | float = 0.0 if crop is None else crop[0][:, None, None, None]
+    top: Tensor | float = 0.0 if crop is None else crop[1][:, None, None, None]
+    dx = (pixels[None, None, None, :] + left) / size - where.x[..., None, None]
+    dy = (pixels[None, None, :, None] + top) / size - where.y[..., None, None]
+    dx = torch.where(wrapped[:, None, None, None], torch.remainder(dx + 0.5, 1) - 0.5, dx)
+    cos, sin = torch.cos(where.angle)[..., None, None], torch.sin(where.angle)[..., None, None]
+    return cos * dx + sin * dy, cos * dy - sin * dx
+
+
 def coverage(
     scenes: Scenes, frames: Tensor, size: int, crop: tuple[Tensor, Tensor, int] | None = None
 ) -> Tensor:
@@ -301,22 +324,8 @@ def coverage(
     `crop` is (left, top, side): pixel offsets (B,) into the size x size frame, and the side of the square to render.
     """
     where = track(scenes, frames)
-    side = size if crop is None else crop[2]
-    pixels = torch.arange(side, device=scenes.radius.device, dtype=torch.float32) + 0.5
-    left: Tensor | float = 0.0 if crop is None else crop[0][:, None, None, None]
-    top: Tensor | float = 0.0 if crop is None else crop[1][:, None, None, None]
-    dx = (pixels[None, None, None, :] + left) / size - where.x[..., None, None]
-    dy = (pixels[None, None, :, None] + top) / size - where.y[..., None, None]
-    motion = scenes.motion[:, None, None, None]
-    wraps = (motion == MOTIONS.index("left")) | (motion == MOTIONS.index("right"))
-    dx = torch.where(wraps, torch.remainder(dx + 0.5, 1) - 0.5, dx)
-    cos, sin = torch.cos(where.angle)[..., None, None], torch.sin(where.angle)[..., None, None]
-    distance = signed_distance(
-        cos * dx + sin * dy,
-        cos * dy - sin * dx,
-        where.radius[..., None, None],
-        scenes.shape[:, None, None, None],
-    )
+    dx, dy = offsets(where, wraps(scenes), size, crop)
+    distance = signed_distance(dx, dy, where.radius[..., None, None], scenes.shape[:, None, None, None])
     return (0.5 - distance * size).clamp(0, 1)
 
 

@@ -120,8 +120,9 @@ def train(
     if saved:
         both.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        if "optimizers" in saved:  # not in imported weights
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
         step, schedule.earlier_seconds = saved["step"], saved["seconds"]
     run_block = forward.compiled_block() if config.compile else forward.block
     for name, module in both.items():
@@ -177,6 +178,12 @@ def train(
                 **recent,
             )
     return checkpoint
+
+
+def statistics(checkpoint: Path) -> tuple[Tensor, Tensor] | None:
+    """Mean and std (z,) of the latents that a checkpoint was trained on; None where there is none."""
+    saved = run.load_checkpoint(checkpoint, torch.device("cpu"))
+    return (saved["mean"], saved["std"]) if saved else None
 
 
 def load(

@@ -250,8 +250,9 @@ def train(
     if saved:
         vae.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        if "optimizers" in saved:  # not in imported weights
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
         step, schedule.earlier_seconds = saved["step"], saved["seconds"]
     elif not decoder_only:
         rng = np.random.default_rng((config.seed, config.steps))

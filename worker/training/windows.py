@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from worker.training.latents import Clips, Latents
+from worker.training.run import ConfigError
 from worker.training.scenes import SceneAttributes
 
 EMPHASIS = 2.5
+TURNING_AT_ONE_LEVEL = 0.15
+"""Share of the turning windows that are as the replacement baseline has them."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,22 @@ class WindowMixture:
     context: float  # clean context and one common level (replacement without noise)
     single: float  # one common level, no context
     single_latents: float  # chunks of one latent (the ablation without chunks)
+    turning: float = 0.0  # as `steady` or `context`, behind another past than the caption says
     emphasis: tuple[str, ...] = ()  # motions that are drawn EMPHASIS times as often as the others
 
     def kinds(self) -> dict[str, float]:
         """Probability by kind."""
-        names = ("steady", "growing", "continued", "shrinking", "context", "single", "single_latents")
-        return {name: getattr(self, name) for name in names}
+        names = (
+            "steady",
+            "growing",
+            "continued",
+            "shrinking",
+            "context",
+            "single",
+            "single_latents",
+            "turning",
+        )
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,15 @@ def _cut(
     weights = np.array([EMPHASIS if a.motion in emphasis else 1.0 for a in clips.attributes])
     rows = rng.choice(len(weights), batch, p=weights / weights.sum())
     last = clips.latents.shape[2] - length
-    begins = np.zeros(batch, dtype=int) if at_start else rng.integers(0, last + 1, batch)
+    if at_start:
+        begins = np.zeros(batch, dtype=int)
+    elif clips.turn is not None:
+        # Somewhere in the window it turns: what is ahead of a window that has not turned yet is another prompt's.
+        begun, turned = clips.turn[rows].numpy().T
+        first = np.clip(begun - length + 1, 0, last)
+        begins = rng.integers(first, np.clip(turned - 1, first, last) + 1)
+    else:
+        begins = rng.integers(0, last + 1, batch)
     pairs = list(zip(rows.tolist(), begins.tolist(), strict=True))
     return (
         torch.stack([clips.latents[r, :, b : b + length] for r, b in pairs]),
@@ -85,7 +106,7 @@ def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Gener
     names, weights = zip(*mixture.kinds().items(), strict=True)
     kind = str(rng.choice(names, p=np.array(weights) / sum(weights)))
     full = chunk * (slots + context)
-    first, clean, at_start = 0, chunk * context, False
+    first, clean, at_start, one_level = 0, chunk * context, False, kind in ("context", "single")
     if kind == "steady":
         at_start = rng.random() < mixture.steady_start
         active = slots
@@ -100,7 +121,9 @@ def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Gener
         active = int(rng.integers(1, slots))
     else:
         active = slots
-        if kind == "single":
+        if kind == "turning":
+            one_level = rng.random() < TURNING_AT_ONE_LEVEL
+        elif kind == "single":
             active, clean, at_start = slots + context, 0, rng.random() < 0.6
         elif kind == "single_latents":
             chunk, active, clean = 1, slots * chunk, 1
@@ -109,13 +132,15 @@ def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Gener
     u = rng.uniform(0, 1, (batch, 1))
     grid = rng.integers(1, mixture.forwards_per_shift + 1, (batch, 1)) / mixture.forwards_per_shift
     u = np.where(rng.random((batch, 1)) < mixture.on_grid, grid, u)
-    if kind in ("context", "single"):
+    if one_level:
         levels = np.repeat(np.maximum(u, 1e-3), active, 1)
     else:
         levels = np.maximum((np.arange(first, first + active)[None] + u) / (first + active), 1e-3)
         if kind == "shrinking":
             levels = levels * (active / slots)
     sigmas = np.concatenate([np.zeros((batch, clean)), np.repeat(levels, chunk, 1)], 1)
-    clips = data.start if at_start else data.middle
+    clips = data.start if at_start else data.turning if kind == "turning" else data.middle
+    if clips is None:
+        raise ConfigError("[windows] turning needs [latents] turning_videos")
     latents, near, attributes = _cut(clips, batch, length, rng, at_start=at_start, emphasis=mixture.emphasis)
     return Window(kind, latents, torch.from_numpy(sigmas).float().to(latents.device), near, attributes)

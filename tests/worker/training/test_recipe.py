@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,23 @@ from diffusers import AutoencoderKLWan, SkyReelsV2DiffusionForcingPipeline
 
 from worker.models.registry import load_model
 from worker.training import __main__ as command
-from worker.training import forward, latents, run, text, transformer, vae, windows
+from worker.training import (
+    export,
+    forward,
+    latents,
+    run,
+    scenes,
+    text,
+    transformer,
+    turns,
+    vae,
+    windows,
+)
 from worker.training.recipe import Recipe
 
 CONFIG = Path(vae.__file__).parent / "configs" / "tiny.toml"
 CPU = torch.device("cpu")
+RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +140,49 @@ def test_latents_are_normalised_and_reproducible(recipe: Recipe, out: Path, tmp_
     autoencoder = vae.load(recipe.vae, out / "vae.pt", CPU)
     again = latents.load(latents.make(autoencoder, recipe.latents, tmp_path), CPU)
     assert torch.equal(data.start.latents, again.start.latents)
+
+
+def test_the_turns_of_encoded_videos_are_where_their_latents_change(recipe: Recipe, out: Path) -> None:
+    autoencoder = vae.load(recipe.vae, out / "vae.pt", CPU)
+    batch = scenes.sample_scenes([scenes.SceneAttributes("black", "red", "circle", "pulse")] * 2, RNG)
+    begin, ones = torch.tensor([17.0, 20.0]), torch.ones(2)
+    after = replace(batch, background=batch.background + 1)
+    changing = turns.Turns(batch, after, begin, 4 * ones, ones, 0 * ones, ones)
+    encoded, plain = (
+        latents.encode(autoencoder, partial(kind.render, scene, size=32), 0, 9)[0]
+        for kind, scene in ((turns, changing), (scenes, batch))
+    )
+    marks = latents.turn_marks(changing, 0)
+    assert marks.tolist() == [[5, 6], [6, 7]]
+    for row, (begun, turned) in enumerate(marks.tolist()):
+        assert torch.allclose(encoded[row, :, :begun], plain[row, :, :begun], atol=1e-5)
+        assert not torch.allclose(encoded[row, :, begun], plain[row, :, begun], atol=1e-2)
+        frames = torch.arange(latents.LATENT_FRAMES) + 1 + latents.LATENT_FRAMES * (turned - 1)
+        assert (changing.done(frames)[row] == 1).all()
+        assert (changing.done(frames - latents.LATENT_FRAMES)[row] < 1).any()
+
+
+def test_exported_weights_can_be_trained_further_without_their_checkpoints(
+    recipe: Recipe, out: Path, tmp_path: Path
+) -> None:
+    arguments = ["--config", str(CONFIG), "--out", str(tmp_path), "--model", str(out / "model")]
+    command.main(["import", *arguments])
+    for name in ("vae", "transformer"):
+        imported = run.load_checkpoint(tmp_path / f"{name}.pt", CPU)
+        source = run.load_checkpoint(out / ("decoder.pt" if name == "vae" else "transformer.pt"), CPU)
+        assert imported is not None
+        assert source is not None
+        assert all(torch.equal(value, source["average"][key]) for key, value in imported["model"].items())
+    command.main(["latents", *arguments])
+    made, known = (latents.load(folder / "latents.pt", CPU) for folder in (tmp_path, out))
+    assert torch.allclose(made.mean, known.mean), "normalised as the imported network knows it"
+    command.main(["transformer", *arguments])
+    assert len((tmp_path / "transformer.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(run.ConfigError, match="exists already"):
+        command.main(["import", *arguments])
+    other = replace(recipe.transformer, ffn_width=96)
+    with pytest.raises(run.ConfigError, match="does not hold the models"):
+        export.read(recipe.vae, recipe.text, other, folder=out / "model", checkpoints=tmp_path / "other")
 
 
 def test_stock_diffusers_loads_and_runs_the_exported_folder(recipe: Recipe, out: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from worker.sampler.window import SamplerConfig, WindowState
 from worker.training import scenes, windows
 from worker.training.latents import Clips, Latents
 from worker.training.recipe import Recipe
+from worker.training.run import ConfigError
 
+KINDS = ("steady", "growing", "continued", "shrinking", "context", "single", "single_latents", "turning")
 MIXTURE = Recipe.read(Path(windows.__file__).parent / "configs" / "cpu.toml").windows
 
 
@@ -21,11 +24,12 @@ def data() -> Latents:
             torch.randn(4, 2, length, 2, 2), torch.rand(4, length, 2, 2), scenes.training_attributes()[:4]
         )
 
-    return Latents(clips(16), clips(10), torch.zeros(2), torch.ones(2))
+    turning = replace(clips(17), turn=torch.tensor([[5, 9], [6, 7], [8, 12], [10, 14]]))
+    return Latents(clips(16), clips(10), turning, torch.zeros(2), torch.ones(2))
 
 
 def only(kind: str, **changes: float) -> windows.WindowMixture:
-    values = dict.fromkeys(MIXTURE.kinds(), 0.0) | {kind: 1.0} | changes
+    values = dict.fromkeys(KINDS, 0.0) | {kind: 1.0} | changes
     return windows.WindowMixture(**{**vars(MIXTURE), **values})  # type: ignore[arg-type]
 
 
@@ -71,3 +75,29 @@ def test_growing_windows_begin_where_the_video_begins(data: Latents) -> None:
     length = window.latents.shape[2]
     for row in window.latents:
         assert any(torch.equal(row, clip[:, :length]) for clip in data.start.latents)
+
+
+def test_a_turning_window_always_holds_a_part_of_the_turn(data: Latents) -> None:
+    rng, begins, contexts = np.random.default_rng(2), set(), set()
+    assert data.turning is not None
+    assert data.turning.turn is not None
+    for _ in range(60):
+        window = windows.draw(data, only("turning"), 4, rng)
+        contexts.add(len(window.sigmas[0].unique()))
+        for row in window.latents:
+            clip, begin = next(
+                (number, begin)
+                for number, latents in enumerate(data.turning.latents)
+                for begin in range(8)
+                if torch.equal(row, latents[:, begin : begin + 10])
+            )
+            begun, turned = data.turning.turn[clip].tolist()
+            assert begun - 10 < begin < turned
+            begins.add(begin - begun)
+    assert {-9, -5, 0, 1} <= begins, "from a turn in the newest latent to one that the context has in part"
+    assert contexts == {2, 5}, "ladders, and some windows at one level"
+
+
+def test_turning_windows_without_clips_that_turn_are_refused(data: Latents) -> None:
+    with pytest.raises(ConfigError, match="turning_videos"):
+        windows.draw(replace(data, turning=None), only("turning"), 4, np.random.default_rng(0))

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from worker.evaluation import oracle
+from worker.training import scenes, turns
+from worker.training.scenes import SceneAttributes
+
+BEGIN = 1000.0
+"""Frame."""
+
+
+def turning(before: list[SceneAttributes], after: list[SceneAttributes], length: float = 12) -> turns.Turns:
+    """Plain changes from one scene to another, nothing faint or out of shape."""
+    begin, ones = torch.full((len(before),), BEGIN), torch.ones(len(before))
+    batch = scenes.sample_scenes(before, np.random.default_rng(0))
+    return turns.Turns(
+        before=batch,
+        after=turns.continued(batch, after, begin),
+        begin=begin,
+        length=length * ones,
+        visible=ones,
+        shape_share=0 * ones,
+        scale=ones,
+    )
+
+
+def one(motion: str, color: str = "red", shape: str = "square", background: str = "black") -> SceneAttributes:
+    return SceneAttributes(background, color, shape, motion)
+
+
+def test_a_scene_is_the_one_before_its_turn_and_the_other_behind_it() -> None:
+    batch = turning([one("orbit"), one("left")], [one("orbit", color="green"), one("spin", shape="cross")])
+    for frames, plain in ((torch.arange(990, 1000), batch.before), (torch.arange(1012, 1020), batch.after)):
+        turned, covered = turns.render(batch, frames, 64)
+        pixels, alpha = scenes.render(plain, frames, 64)
+        assert torch.allclose(turned, pixels, atol=2e-3)
+        assert torch.allclose(covered, alpha, atol=2e-3)
+
+
+@pytest.mark.parametrize(("before", "after"), list(permutations(scenes.MOTIONS, 2)))
+def test_an_object_whose_motion_changes_goes_on_from_where_it_is(before: str, after: str) -> None:
+    batch = turning([one(before)] * 6, [one(after)] * 6)
+    pixels, _ = turns.render(batch, torch.arange(980, 1036), 64)
+    for clip in pixels:
+        track = oracle.measure(oracle.to_uint8(clip[None]))
+        across = np.remainder(np.diff(track.x) + 0.5, 1) - 0.5
+        assert track.present.all()
+        assert np.hypot(across, np.diff(track.y)).max() < oracle.JUMP
+
+
+def test_the_oracle_sees_first_the_one_and_then_the_other() -> None:
+    before = [one("bounce"), one("spin", "cyan"), one("right", "white", "cross", "maroon")]
+    after = [one("orbit"), one("spin", "yellow"), one("right", "white", "triangle", "teal")]
+    batch = turning(before, after)
+    for frames, asked in ((torch.arange(900, 1000), before), (torch.arange(1013, 1113), after)):
+        for clip, attributes in zip(turns.render(batch, frames, 64)[0], asked, strict=True):
+            assert oracle.judge(oracle.to_uint8(clip[None]), attributes).follows
+
+
+def test_what_is_faint_or_out_of_shape_becomes_the_scene_of_its_caption() -> None:
+    plain = turning([one("pulse")], [one("pulse")])
+    faint = replace(plain, visible=torch.tensor([0.0]))
+    _, alpha = turns.render(faint, torch.tensor([999, 1006, 1012]), 64)
+    gone, half, whole = alpha.sum((0, 2, 3)).tolist()
+    assert gone == 0
+    assert 0.3 * whole < half < 0.7 * whole
+
+    cross = replace(plain, before=replace(plain.before, shape=plain.before.shape + 2))
+    mixed = replace(cross, shape_share=torch.tensor([0.5]))
+    pixels, _ = turns.render(mixed, torch.arange(1012, 1060), 64)
+    assert oracle.judge(oracle.to_uint8(pixels), one("pulse")).follows
+    frames = torch.tensor([999])
+    between = turns.render(mixed, frames, 64)[1]
+    for other in (plain, cross):
+        assert (between - turns.render(other, frames, 64)[1]).abs().sum() > 20  # pixels
+
+
+def test_turns_are_drawn_alike_from_alike_seeds_and_end_in_what_the_caption_says() -> None:
+    asked = scenes.sample_attributes(200, np.random.default_rng(1))
+    begin = torch.full((200,), 5000.0)
+    batch, again = (turns.sample(asked, begin, np.random.default_rng(2)) for _ in range(2))
+    assert batch.after.attributes() == asked
+    assert torch.equal(batch.before.place_x, again.before.place_x)
+    assert torch.equal(batch.visible, again.visible)
+    differ = [
+        sum(getattr(a, name) != getattr(b, name) for name in ("background", "color", "shape", "motion"))
+        for a, b in zip(batch.before.attributes(), asked, strict=True)
+    ]
+    slips = (batch.visible < 1) | (batch.shape_share > 0)
+    assert 0.2 < slips.float().mean() < 0.45
+    assert all(count > 0 for count, slip in zip(differ, slips, strict=True) if not slip)
+    assert sum(count == 1 for count in differ) > 100
+    faint = (batch.visible == 0).sum()
+    assert 3 <= faint <= 30

@@ -1,0 +1,226 @@
+"""Scenes that turn into other scenes, for training: a prompt that changes, and the slips that a sampler must mend.
+
+A window that slides over its own output meets pasts that no plain scene has: an object that is half gone, or has begun
+as the wrong shape. Trained on plain scenes alone, a network carries such a past on for ever. Here a scene is one thing
+until its turn and what its caption says after it, so that the network learns to lead any past to its caption. A past
+is another scene of the set (what a changed prompt leaves behind), or the same one faint or out of shape.
+
+The object stays where it is when its motion changes: the motion after the turn is fitted to the place, and where it
+can be to the direction, in which the one before is met.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.training import scenes
+from worker.training.scenes import MOTIONS, SHAPES, SceneAttributes, Scenes, Track
+
+PASTS = {
+    "background": 0.10,
+    "color": 0.10,
+    "shape": 0.20,
+    "motion": 0.22,
+    "everything": 0.06,
+    "faint": 0.16,
+    "malformed": 0.16,
+}
+"""What a scene was before its turn, and how often: another scene that differs in this, or a slip of this kind."""
+
+_PERIODS = {"circle": 2 * math.pi, "square": math.pi / 2, "triangle": 2 * math.pi / 3, "cross": math.pi / 2}
+"""Radians after which a shape looks the same."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A batch of B scenes that turn; lengths of time are in frames, tensors are (B,)."""
+
+    before: Scenes
+    after: Scenes
+    begin: Tensor  # frame at which the turn begins
+    length: Tensor  # frames that it takes
+    visible: Tensor  # opacity of the object before the turn, 0..1
+    shape_share: Tensor  # how much of the shape after the turn is there before it, 0..1
+    scale: Tensor  # size before the turn, as a fraction of the scene's
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    def done(self, frames: Tensor) -> Tensor:
+        """How far each scene has turned at the given frames (T,): (B, T), from 0 to 1 without a kink."""
+        part = ((frames[None] - self.begin[:, None]) / self.length[:, None]).clamp(0, 1)
+        return part * part * (3 - 2 * part)
+
+
+def _mixed(choose: Tensor, one: Scenes, other: Scenes) -> Scenes:
+    """Scenes of `one` where `choose` (B,) holds, else of `other`."""
+    return Scenes(
+        **{f.name: torch.where(choose, getattr(one, f.name), getattr(other, f.name)) for f in fields(Scenes)}
+    )
+
+
+def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) -> Scenes:
+    """Scenes with these attributes that go on from where `before` is at `frame` (B,)."""
+    indices = torch.tensor([a.indices() for a in attributes], device=before.radius.device)
+    background, color, shape, motion = indices.unbind(1)
+    same = replace(before, background=background, color=color, shape=shape)
+    here, next_ = (
+        Track(*(getattr(scenes.track(before, at[:, None]), f.name)[:, 0] for f in fields(Track)))
+        for at in (frame, frame + 1)
+    )
+    seconds = frame / scenes.FPS
+    margin = before.radius + 1 / 64
+    free = 1 - 2 * margin
+    way = before.speed * seconds  # widths
+    along_x, along_y = next_.x - here.x, next_.y - here.y
+    from_x, from_y = here.x - 0.5, here.y - 0.5
+
+    def direction(value: Tensor, otherwise: Tensor) -> Tensor:
+        return torch.where(value.abs() > 1e-4, value.sign(), otherwise)
+
+    def is_(*names: str) -> Tensor:
+        return torch.stack([motion == MOTIONS.index(name) for name in names]).any(0)
+
+    sign_x = torch.where(
+        is_("orbit"),
+        direction(from_x * along_y - from_y * along_x, before.sign_x),
+        torch.where(is_("bounce"), direction(along_x, before.sign_x), before.sign_x),
+    )
+    sign_y = torch.where(is_("bounce"), direction(along_y, before.sign_y), before.sign_y)
+    inner_x, inner_y = ((p - margin).clamp(min=0).minimum(free) for p in (here.x, here.y))
+    bounced_x = (inner_x - sign_x * way * torch.cos(before.heading)) / (2 * free)
+    bounced_y = (inner_y - sign_y * way * torch.sin(before.heading)) / (2 * free)
+    drift = torch.where(is_("left"), here.x + way, here.x - way)
+    place_x = torch.where(is_("bounce"), bounced_x, torch.where(is_("left", "right"), drift, inner_x / free))
+    place_y = torch.where(is_("bounce"), bounced_y, inner_y / free)
+    phase = torch.where(
+        is_("orbit"),
+        torch.atan2(from_y, from_x) - sign_x * way / before.orbit,
+        torch.where(is_("spin"), -sign_x * before.rate * seconds, before.phase),
+    )
+    moving = torch.where(is_("left", "right", "bounce"), torch.remainder(place_x, 1), place_x)
+    other = replace(
+        same,
+        motion=motion,
+        sign_x=sign_x,
+        sign_y=sign_y,
+        phase=phase,
+        place_x=moving,
+        place_y=torch.where(is_("bounce"), torch.remainder(place_y, 1), place_y),
+    )
+    return _mixed(motion == before.motion, same, other)
+
+
+def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator) -> SceneAttributes:
+    """Another scene that training may show, which differs from this one in `kind` alone, where there is one."""
+    names = ("background", "color", "shape", "motion")
+
+    def differs(other: SceneAttributes) -> list[str]:
+        return [name for name in names if getattr(other, name) != getattr(attributes, name)]
+
+    others = [a for a in scenes.training_attributes() if differs(a) and kind in ("everything", *differs(a))]
+    alone = [a for a in others if differs(a) == [kind]]
+    pool = alone or others
+    return pool[int(rng.integers(len(pool)))]
+
+
+def sample(
+    attributes: list[SceneAttributes],
+    begin: Tensor,
+    rng: np.random.Generator,
+    device: torch.device | str = "cpu",
+) -> Turns:
+    """Scenes that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
+    count = len(attributes)
+    kinds = rng.choice(list(PASTS), count, p=np.array(list(PASTS.values())) / sum(PASTS.values()))
+    faint, malformed = kinds == "faint", kinds == "malformed"
+    pasts = [
+        a if kind in ("faint", "malformed") else _past(a, str(kind), rng)
+        for a, kind in zip(attributes, kinds, strict=True)
+    ]
+    begin = begin.to(device, torch.float32)
+    before = scenes.sample_scenes(pasts, rng, device)
+    after = continued(before, attributes, begin)
+    wrong = torch.from_numpy(rng.integers(1, len(SHAPES), count)).to(device)
+    deformed = torch.where(
+        torch.from_numpy(malformed).to(device), (before.shape + wrong) % len(SHAPES), before.shape
+    )
+
+    def drawn(low: float, high: float, where: np.ndarray, otherwise: float) -> np.ndarray:
+        return np.where(where, rng.uniform(low, high, count), otherwise)
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).float().to(device)
+
+    gone = rng.random(count) < 0.35
+    slip = faint | malformed
+    return Turns(
+        before=replace(before, shape=deformed),
+        after=after,
+        begin=begin,
+        length=tensor(np.where(slip, rng.uniform(4, 16, count), rng.uniform(8, 20, count))),
+        visible=tensor(
+            np.where(
+                faint & gone, 0.0, np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, malformed, 1.0))
+            )
+        ),
+        shape_share=tensor(drawn(0, 0.8, malformed, 0.0)),
+        scale=tensor(drawn(0.65, 1.1, slip, 1.0)),
+    )
+
+
+def _angles(turns: Turns, one: Track, other: Track) -> tuple[Tensor, Tensor]:
+    """The angles of both tracks, less the whole periods that they have at the turn, unless they turn alike."""
+    periods = torch.tensor([_PERIODS[name] for name in SHAPES], device=turns.begin.device)
+
+    def reduced(scene: Scenes, track: Track) -> Tensor:
+        period = periods[scene.shape][:, None]
+        at_turn = scenes.track(scene, turns.begin[:, None]).angle
+        return track.angle - torch.round(at_turn / period) * period
+
+    alike = (turns.before.motion == turns.after.motion)[:, None]
+    return (
+        torch.where(alike, one.angle, reduced(turns.before, one)),
+        torch.where(alike, other.angle, reduced(turns.after, other)),
+    )
+
+
+def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """As `scenes.render`: pixels (B, 3, T, size, size) in -1..1 and the coverage (B, T, size, size)."""
+    done = turns.done(frames)
+    one, other = scenes.track(turns.before, frames), scenes.track(turns.after, frames)
+    wraps = scenes.wraps(turns.before) | scenes.wraps(turns.after)
+    across = other.x - one.x
+    shortest = torch.remainder(across + 0.5, 1) - 0.5
+    angle, other_angle = _angles(turns, one, other)
+    where = Track(
+        x=one.x + done * torch.where(wraps[:, None], shortest, across),
+        y=torch.lerp(one.y, other.y, done),
+        radius=torch.lerp(one.radius * turns.scale[:, None], other.radius, done),
+        angle=torch.lerp(angle, other_angle, done),
+    )
+    dx, dy = scenes.offsets(where, wraps & (done < 1).any(1) | scenes.wraps(turns.after), size)
+    pixel = (..., None, None)
+    radius = where.radius[pixel]
+
+    def distance(scene: Scenes) -> Tensor:
+        return scenes.signed_distance(dx, dy, radius, scene.shape[:, None, None, None])
+
+    share = 1 - (1 - done) * (1 - turns.shape_share[:, None])
+    edge = torch.lerp(distance(turns.before), distance(turns.after), share[pixel])
+    visible = torch.lerp(turns.visible[:, None].expand_as(done), torch.ones_like(done), done)
+    alpha = (0.5 - edge * size).clamp(0, 1) * visible[pixel]
+
+    def colors(palette: dict[str, tuple[float, float, float]], before: Tensor, after: Tensor) -> Tensor:
+        known = torch.tensor(list(palette.values()), device=done.device)
+        start, end = known[before][:, :, None], known[after][:, :, None]
+        return torch.lerp(start, end, done[:, None])[pixel]  # (B, 3, T, 1, 1)
+
+    paper = colors(scenes.BACKGROUNDS, turns.before.background, turns.after.background)
+    ink = colors(scenes.COLORS, turns.before.color, turns.after.color)
+    return (paper + (ink - paper) * alpha[:, None]) * 2 - 1, alpha
