@@ -152,7 +152,7 @@ class Context:
             return self.videos.create(spec, idempotency=idempotency, limits=limits)
         except QueueFull as error:
             raise too_many(
-                f"{self.settings.max_queued} videos are waiting already.",
+                f"{self.settings.max_queued} videos are waiting or paused already.",
                 code="queue_full",
                 retry_after_seconds=30,
             ) from error

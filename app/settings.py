@@ -117,7 +117,7 @@ class Settings(BaseSettings):
         30.0, ge=0, description="How long an upload waits for that; then the client is told to try again."
     )
     max_queued: int = Field(
-        1000, ge=1, description="Videos of one model that may wait; more are refused with 429."
+        1000, ge=1, description="Videos of one model waiting or paused at once; more are refused with 429."
     )
     idempotency_seconds: int = Field(
         24 * 3600, ge=60, description="How long an Idempotency-Key names the video that was made with it."

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Eventually(Protocol):
-    def __call__(self, condition: Callable[[], T], seconds: float = 10.0, every: float = 0.02) -> T: ...
+    def __call__(self, condition: Callable[[], T], seconds: float = 60.0, every: float = 0.02) -> T: ...
 
 
 # On a user's machine a test whose tool is missing is skipped with the reason; where this is set it fails.
@@ -117,10 +117,12 @@ def free_port() -> Callable[[], int]:
 def eventually() -> Eventually:
     """Waits until `condition` returns something true, and returns that; fails after `seconds`.
 
+    There are many of them, because they cost nothing unless the test fails, and the machine may be busy.
+
     An `AssertionError` inside the condition means not yet; the last one is shown when time is up.
     """
 
-    def wait(condition: Callable[[], T], seconds: float = 10.0, every: float = 0.02) -> T:
+    def wait(condition: Callable[[], T], seconds: float = 60.0, every: float = 0.02) -> T:
         deadline = time.monotonic() + seconds
         while True:
             late = time.monotonic() > deadline

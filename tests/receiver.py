@@ -45,7 +45,7 @@ def status(code: int, **headers: str) -> Answer:
 
 def hang(request: BaseHTTPRequestHandler) -> None:
     """Says nothing until the caller has gone."""
-    request.connection.settimeout(20)
+    request.connection.settimeout(120)
     request.connection.recv(1)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from app.jobs.job import JobError, Status, Video, VideoSpec
 from app.jobs.line import speed_kind
+from app.jobs.manifest import keep_manifest
 from app.jobs.migrations import RecordError
 from app.jobs.store import Event, FenceLost, Standing, VideoGone, VideoStore
 from app.settings import Settings
@@ -39,6 +40,7 @@ from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.pipeline import BlackFrames, Layout, Patience, Pipeline, StageError, chunk_number, conclude
 from worker.sampler.window import SamplerConfig
 from worker.starts import Start, StartLost
+from worker.stopwatch import Stopwatch, TimedDecoder
 
 T = TypeVar("T")
 
@@ -46,6 +48,9 @@ log = logging.getLogger(__name__)
 
 # A shutdown does not wait longer than this for Redis to take a video back; its lease runs out then.
 RELEASE_SECONDS = 1.0
+
+# A video of a newer version waits this long in a slot before it is given back, or it would be back at once.
+NEWER_VERSION_SECONDS = 5.0
 
 # How much the newest measurement counts in the running mean of seconds per forward.
 SPEED_WEIGHT = 0.2
@@ -147,6 +152,9 @@ class Generation:
         self._own_patience = self._patience(threading.Event(), every_seconds=self._settings.control_seconds)
         self._waiting = self._own_patience
         self._running: _Running | None = None
+        self.stopwatch = Stopwatch()
+        """Of decoder and encoder."""
+        self._told_stalled: str | None = None
         self._revision = ""
         self._spec: VideoSpec | None = None
         self._told_to_rest = False
@@ -159,11 +167,6 @@ class Generation:
         """In this thread, waiting for the store must not keep it from looking at the flags."""
         return self._own_patience(action, self._check_flags)
 
-    def decoding_seconds(self) -> float:
-        """How long the decoder has been at one chunk; 0 when it is at none."""
-        running = self._running
-        return 0.0 if running is None else running.pipeline.decoding_seconds()
-
     def run(self) -> Outcome:
         """Does everything that can be done for the video here and says what becomes of its job."""
         try:
@@ -173,6 +176,10 @@ class Generation:
             return Outcome.DROPPED
         except VideoGone:
             return self._gone()
+        except CheckpointTooNew as error:
+            self._log.error("not a video for this worker: %s", error)
+            self._runtime.shutdown.wait(NEWER_VERSION_SECONDS)
+            return self._release(count_attempt=False, standing="back")
         except RecordError as error:
             self._log.error("not a video for this worker: %s (%s)", error, error.__cause__)
             return Outcome.DONE
@@ -211,7 +218,7 @@ class Generation:
             return self._fail(JobError(code="invalid_request", message=str(error)))
         except StartLost as error:
             return self._fail(JobError(code=error.code, message=error.message))
-        except (FenceLost, VideoGone, RecordError, Stopped, _Preempted, _Rests):
+        except (FenceLost, VideoGone, RecordError, CheckpointTooNew, Stopped, _Preempted, _Rests):
             raise
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
             try:
@@ -257,6 +264,7 @@ class Generation:
             objects=self._runtime.objects,
             attentively=self._attentively,
             encoder=_encoder_settings(self._settings),
+            stopwatch=self.stopwatch,
         )
         if ready < given:
             start.lay(ready, self._fence, self._check_flags, ending=video.state.ending)
@@ -300,6 +308,8 @@ class Generation:
             stage_queue=self._settings.stage_queue,
             manifest_seconds=self._settings.manifest_seconds,
             black_chunks=self._settings.black_chunks,
+            again=video.state.barren_attempts > 1,
+            stopwatch=self.stopwatch,
             log=self._log,
         )
         progress = _Progress(video, track, pipeline, self._settings.progress_seconds)
@@ -309,7 +319,7 @@ class Generation:
             self._attend(lambda: pipeline.ended)
         except BaseException as error:
             pipeline.stop()
-            # A shutdown cannot wait for a store that does not answer; whatever comes late is fenced or the same.
+            # A shutdown cannot wait for a store that does not answer; whatever comes late is fenced or put right.
             pipeline.join(RELEASE_SECONDS if isinstance(error, _Preempted) else None)
             raise
         pipeline.join()
@@ -331,7 +341,7 @@ class Generation:
             try:
                 data = self._get(checkpoint_key(video.id, chunk))
                 checkpoint = unpack_checkpoint(data, self._runtime.model.device)
-                decoder = self._runtime.model.open_decoder()
+                decoder = TimedDecoder(self._runtime.model.open_decoder(), self.stopwatch)
                 with torch.inference_mode():
                     replay(decoder, chunk, config.chunk_latents, lambda n: self._latents(video.id, n))
             except (ObjectNotFound, CheckpointError) as error:
@@ -438,8 +448,9 @@ class Generation:
     def _tell_progress(self) -> None:
         reason = self._waiting.reason
         if self._running is None:
-            if reason is not None:
+            if reason != self._told_stalled:
                 self._store.update(self._video_id, self._fence, stalled=reason)
+                self._told_stalled = reason
         elif (news := self._running.progress.news(reason)) is not None:
             changes, event = news
             self._store.update(self._video_id, self._fence, events=[event], **changes)
@@ -543,10 +554,19 @@ class Generation:
                 time.sleep(0.05)
             else:
                 paused = video.state.status is Status.PAUSED
+                if paused:
+                    self._keep_pause()
                 self._log.info(
                     "%s after chunk %d", "paused" if paused else "given back", video.state.chunks_ready - 1
                 )
                 return Outcome.RELEASED
+
+    def _keep_pause(self) -> None:
+        """Tells the manifest that the video is paused, or it would go on if Redis were lost."""
+        try:
+            keep_manifest(self._video_id, self._store, self._runtime.objects)
+        except (StorageError, RedisError) as error:
+            self._log.warning("the manifest of a paused video is not up to date: %s", error)
 
     def _gone(self) -> Outcome:
         """The record is gone. If the video was deleted, so are its objects, those just uploaded included."""
@@ -670,17 +690,14 @@ def fault(error: BaseException) -> tuple[str, str]:
             return "black_frames", "The model made nothing but black frames."
         case InvalidOutput():
             return "invalid_output", "The model produced values that are not a picture (not finite numbers)."
-        case CheckpointTooNew():
-            return (
-                "newer_version",
-                "The video was begun by a newer version of longtake, which has to finish it.",
-            )
         case EncodingError():
             return "encoding_failed", "The frames could not be encoded."
         case AssemblyError():
             return "assembly_failed", "The chunks could not be joined into one file."
         case StorageError():
             return "storage_error", "The storage refused what the video needs."
+        case OSError():
+            return "internal_error", "The worker failed while making this video."
         case StageError() if error.stage != "decode":
             return "internal_error", "The worker failed while making this video."
         case _:

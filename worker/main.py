@@ -236,7 +236,12 @@ class Slot(SimpleWorker):
                 return
             with suppress(FenceLost, VideoGone):  # the generation finds out by itself
                 self.runtime.store.hold(
-                    held.spec, held.fence, held.member, self.lease_seconds, in_queue=held.taken.queue
+                    held.spec,
+                    held.fence,
+                    held.member,
+                    self.lease_seconds,
+                    in_queue=held.taken.queue,
+                    worker=self.runtime.worker,
                 )
 
     def _settle(self, job: Job, execution: Any, taken: Taken, outcome: Outcome) -> None:
@@ -322,6 +327,8 @@ class Process:
                 if not away:
                     log.warning("Redis is not reachable (%s)", type(error).__name__)
                 away = True
+            except Exception:  # without this thread the slots would take videos whose leases nobody renews
+                log.exception("unexpected error; the heartbeat goes on")
             runtime.shutdown.wait(pause)
 
     def _info(self) -> dict[str, Any]:
@@ -337,21 +344,29 @@ class Process:
 
     def _watch(self) -> None:
         """Ends the process when a forward or decoder hangs: a hung GPU still heartbeats. Another worker goes on."""
-        limit, engine = self._settings.stall_seconds, self._runtime.engine
-        while not self._runtime.shutdown.wait(min(1.0, limit / 4)):
-            generations = [slot.generation for slot in self._slots]
-            decoding = max(0.0 if one is None else one.decoding_seconds() for one in generations)
-            if not engine.alive:
-                reason = "the engine has failed"
-            elif engine.busy_seconds() > limit:
-                reason = f"no forward has finished for {limit:.0f} s"
-            elif decoding > limit:
-                reason = f"the decoder has been at one chunk for {limit:.0f} s"
-            else:
+        while not self._runtime.shutdown.wait(min(1.0, self._settings.stall_seconds / 4)):
+            try:
+                reason = self._hangs()
+            except Exception:  # without this thread a worker that hangs would keep its videos for ever
+                log.exception("unexpected error; the watchdog goes on")
                 continue
-            log.critical("%s; ending this process", reason)
-            logging.shutdown()
-            os._exit(EXIT_STALLED)
+            if reason is not None:
+                log.critical("%s; ending this process", reason)
+                logging.shutdown()
+                os._exit(EXIT_STALLED)
+
+    def _hangs(self) -> str | None:
+        """What has hung for so long that it will not come back, in words."""
+        limit, engine = self._settings.stall_seconds, self._runtime.engine
+        generations = [slot.generation for slot in self._slots]
+        busy = max(0.0 if one is None else one.stopwatch.seconds for one in generations)
+        if not engine.alive:
+            return "the engine has failed"
+        if engine.busy_seconds() > limit:
+            return f"no forward has finished for {limit:.0f} s"
+        if busy > limit:
+            return f"a decoder or encoder has been at one chunk for {limit:.0f} s"
+        return None
 
 
 def main(settings: Settings | None = None) -> int:

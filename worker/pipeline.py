@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,10 @@ import torch
 from redis.exceptions import RedisError
 
 from app.jobs.job import ChunkRecord, JobError, Status, Video, VideoSpec
-from app.jobs.manifest import Manifest
-from app.jobs.store import VideoGone, VideoStore
-from app.storage import ObjectStore, StorageError, StoreFull, StoreMisconfigured
+from app.jobs.manifest import Manifest, keep_manifest
+from app.jobs.migrations import RecordError
+from app.jobs.store import FenceLost, VideoGone, VideoStore
+from app.storage import ObjectNotFound, ObjectStore, StorageError, StoreFull, StoreMisconfigured
 from app.storage.objects import (
     checkpoint_key,
     chunk_key,
@@ -40,10 +42,11 @@ from app.storage.objects import (
 )
 from worker.checkpoint import pack_checkpoint, pack_latents
 from worker.engine import Emission, Stopped, Track, detached
-from worker.media.assemble import AssemblyError, assemble_final, spritesheet
+from worker.media.assemble import assemble_final, spritesheet
 from worker.media.encode import EncodedChunk, EncoderSettings, encode_chunk
 from worker.models.base import Geometry, InvalidOutput, StreamedDecoder, VideoFrames
 from worker.scratch import scratch_folder
+from worker.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
@@ -99,11 +102,12 @@ class Patience:
         Raises `Stopped` when stopped meanwhile, and every error that waiting cannot mend.
         """
         me, delay = threading.get_ident(), 0.1
+        outer = self._reasons.get(me)  # of a wait that `action` is part of
         try:
             while not self._stop.is_set():
                 try:
                     return action()
-                except (StorageError, RedisError, AssemblyError) as error:
+                except (StorageError, RedisError, OSError) as error:
                     reason = _reason(error)
                     if reason is None:
                         raise
@@ -114,7 +118,9 @@ class Patience:
                 delay = min(2 * delay, self._max_seconds)
             raise Stopped
         finally:
-            if self._reasons.pop(me, None) is not None and not self._stop.is_set():
+            if (waited := self._reasons.pop(me, None)) is not None and outer is not None:
+                self._reasons[me] = outer
+            elif waited is not None and not self._stop.is_set():
                 self._log.info("continuing")
 
     def _wait(self, seconds: float, meanwhile: Callable[[], None] | None) -> None:
@@ -130,18 +136,15 @@ class Patience:
 def _reason(error: Exception) -> str | None:
     if isinstance(error, RedisError):
         return "Redis is not reachable"
-    if isinstance(error, StoreFull) or _cause_number(error) in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, StoreFull):
         return "disk is full"
     if isinstance(error, StoreMisconfigured):
         return "storage refuses access or does not exist"
-    if isinstance(error, StorageError) and error.retryable:
-        return "storage is not reachable"
+    if isinstance(error, StorageError):
+        return "storage is not reachable" if error.retryable else None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return "the worker's disk is full or read-only"
     return None
-
-
-def _cause_number(error: BaseException) -> int | None:
-    number = getattr(error.__cause__, "errno", None)  # OSError and FFmpeg's errors have one
-    return number if isinstance(number, int) else None
 
 
 def _named(error: BaseException) -> str:
@@ -255,14 +258,21 @@ class StageError(Exception):
 class Archive:
     """What one worker writes to the store about one video beside its chunks: manifest and superseded checkpoints."""
 
-    def __init__(self, spec: VideoSpec, store: VideoStore, objects: ObjectStore, patience: Patiently) -> None:
-        self._spec, self._store, self._objects, self._patience = spec, store, objects, patience
+    def __init__(
+        self, spec: VideoSpec, fence: str, store: VideoStore, objects: ObjectStore, patience: Patiently
+    ) -> None:
+        self._spec, self._fence = spec, fence
+        self._store, self._objects, self._patience = store, objects, patience
         self._superseded: deque[tuple[float, int]] = deque()
         self._named: int | None = None
         self._due = 0.0
 
     def write_manifest(self, changes: Mapping[str, Any] | None = None, *, seconds: float = 0.0) -> None:
-        """Writes the record as Redis has it now (with changes to its state, if given); not again within `seconds`."""
+        """Writes the record as Redis has it now (with changes to its state, if given); not again within `seconds`.
+
+        Raises `FenceLost`, with the manifest as the record is by then: it may have been written over that of another
+        worker, or over the end of the video. Raises `VideoGone`.
+        """
         started = time.monotonic()
         video = self._patience(lambda: self._store.get(self._spec.id))
         if video is None:
@@ -272,9 +282,21 @@ class Archive:
         chunks = self._patience(lambda: self._store.chunks(video.id, 0, video.state.chunks_ready))
         manifest = Manifest.of(video, chunks).to_json()
         self._patience(lambda: self._objects.put(manifest_key(video.id), manifest))
+        try:
+            self._put_right()  # also where nobody has patience any more
+        except (RedisError, StorageError):
+            self._patience(self._put_right)
         self._named = video.state.checkpoint
         now = time.monotonic()
         self._due = now + max(seconds, (now - started) / MANIFEST_SHARE)
+
+    def _put_right(self) -> None:
+        """Raises `FenceLost` and `VideoGone`."""
+        try:
+            self._store.controls(self._spec.id, self._fence)
+        except FenceLost:
+            keep_manifest(self._spec.id, self._store, self._objects)
+            raise
 
     @property
     def manifest_due(self) -> bool:
@@ -291,9 +313,12 @@ class Archive:
             self._delete(old)
 
     def adopt(self, current: int) -> None:
-        """Learns of the checkpoints that earlier attempts left beside that of chunk `current`."""
+        """Learns of the checkpoints that earlier attempts left before that of chunk `current`.
+
+        One behind it was written but not committed: it is going to be the video's newest, written again.
+        """
         now = time.monotonic()
-        self._superseded.extend((now, number) for number in self._stored() if number != current)
+        self._superseded.extend((now, number) for number in self._stored() if number < current)
 
     def prune(self, keep: int | None) -> None:
         """Removes every checkpoint but one."""
@@ -332,9 +357,14 @@ class Pipeline:
         stage_queue: int,
         manifest_seconds: float,
         black_chunks: int,
+        again: bool,
+        stopwatch: Stopwatch,
         log: Log,
     ) -> None:
-        """`decoder` stands where `track` does, which may be before `next_chunk`: what comes before is not written."""
+        """`decoder` stands where `track` does, which may be before `next_chunk`: what comes before is not written.
+
+        `again`: attempts before this one came to nothing.
+        """
         self.committed = next_chunk
         self.layout = layout
         """Set anew when the video's length changes, before a chunk that this concerns leaves the window."""
@@ -345,11 +375,13 @@ class Pipeline:
         self._next_chunk, self._track = next_chunk, track
         self._encoder = encoder
         self._store, self._objects, self._patience = store, objects, patience
-        self._archive = Archive(spec, store, objects, patience)
+        self._archive = Archive(spec, fence, store, objects, patience)
         self._stop, self._wake = stop, wake
         self._manifest_seconds = manifest_seconds
         self._black_chunks = black_chunks
-        self._decoding_since: float | None = None
+        # Black chunks may have been all that a turn had time for: this one has time to see what follows them.
+        self._rest_from = next_chunk + (black_chunks if again else 0)
+        self._stopwatch = stopwatch
         self._log = log
         self._frames: Channel[_Decoded] = Channel(stage_queue)
         self._segments: Channel[_Encoded] = Channel(stage_queue)
@@ -370,17 +402,12 @@ class Pipeline:
 
     def rest(self) -> None:
         """Ends all stages at the next chunk boundary, with every chunk before it committed. May be repeated."""
-        self._track.rest_after(self._next_chunk)
+        self._track.rest_after(self._rest_from)
 
     @property
     def rests(self) -> bool:
         """Whether the sampler has stopped at a chunk boundary, as asked."""
         return self._track.resting
-
-    def decoding_seconds(self) -> float:
-        """How long the decoder has been at the chunk it is at; 0 when it is at none."""
-        since = self._decoding_since
-        return 0.0 if since is None else time.monotonic() - since
 
     def stop(self) -> None:
         """Ends all stages as soon as what they are in the middle of is done."""
@@ -415,16 +442,12 @@ class Pipeline:
     # -- the stages -------------------------------------------------------------------------------------
 
     def _decode(self, decoder: StreamedDecoder) -> None:
-        # Black chunks are held back until a picture follows: a failure is never shown, and an attempt that ends in
-        # one has committed nothing, so the next one finds it again, and the attempts come to an end.
+        # Black chunks are held back until a picture follows, or the end: a failure is never shown, and an attempt
+        # that ends in one has committed nothing, so the next one finds it again, and the attempts come to an end.
         black: list[_Decoded] = []
         with torch.inference_mode():
             while (emission := self._track.take()) is not None:
-                self._decoding_since = time.monotonic()
-                try:
-                    frames = decoder.push(emission.latents)
-                finally:
-                    self._decoding_since = None
+                frames = decoder.push(emission.latents)
                 if emission.chunk < self._next_chunk:
                     continue
                 wanted = self.layout.frames_of(emission.chunk)
@@ -440,15 +463,20 @@ class Pipeline:
                     self._frames.put(earlier)
                 black.clear()
                 self._frames.put(decoded)
-            for last in black:
-                self._frames.put(last)
+            if not self._track.resting:
+                for last in black:
+                    self._frames.put(last)
+            elif black and black[0].emission.chunk == self._next_chunk:
+                # Going on from here again and again would be no progress, so it counts as an attempt.
+                raise BlackFrames(f"chunks {self._next_chunk} to {black[-1].emission.chunk} are black")
         self._frames.close()
 
     def _encode(self) -> None:
         for decoded in self._frames:
             index = decoded.emission.chunk
             first = self.layout.first_frame(index)
-            chunk = encode_chunk(decoded.frames, index, first, self._spec.fps, self._encoder)
+            with self._stopwatch:
+                chunk = encode_chunk(decoded.frames, index, first, self._spec.fps, self._encoder)
             record = record_of(chunk, index, first)
             checkpoint = pack_checkpoint(index, decoded.emission.state, self._encoder)
             latents = pack_latents(decoded.emission.latents)
@@ -461,6 +489,8 @@ class Pipeline:
             self._archive.adopt(self._next_chunk - 1)
         for chunk in self._segments:
             index = chunk.record.index
+            # Who was away for long finds out before it writes over what another worker has made.
+            self._patience(lambda: self._store.controls(self._spec.id, self._fence))
             if index == 0:
                 self._put(init_key(self._spec.id), chunk.init)
             self._put(chunk_key(self._spec.id, index), chunk.segment)
@@ -522,21 +552,12 @@ def conclude(
     before the record does, so no end that a client has seen is ever taken back. Raises `AssemblyError`, `FenceLost`,
     `VideoGone` and `Stopped`.
     """
-    archive = Archive(video.spec, store, objects, patience)
+    archive = Archive(video.spec, fence, store, objects, patience)
     final_bytes: int | None = None
     if status == "cancelled":
         archive.write_manifest()  # joining takes a while; the wish is kept meanwhile
     if status != "failed" and video.state.chunks_ready:
-        with scratch_folder() as folder:
-            path = folder / "video.mp4"
-            patience(lambda: _assemble(video, path, objects, patience))
-            final_bytes = path.stat().st_size
-            width = min(THUMBNAIL_WIDTH, video.spec.width)
-            still = spritesheet(path, columns=1, rows=1, tile_width=width)
-            sheet = spritesheet(path)
-            patience(lambda: objects.put(final_key(video.id), path))
-            patience(lambda: objects.put(thumbnail_key(video.id), still))
-            patience(lambda: objects.put(spritesheet_key(video.id), sheet))
+        final_bytes = patience(lambda: _write_files(video, objects, patience))
     patience(lambda: store.update(video.id, fence, final_bytes=final_bytes))
     ending = store.ending()
     try:
@@ -547,6 +568,32 @@ def conclude(
         if status != "failed":
             raise
     patience(lambda: store.finish(video, fence, status, error=error, final_bytes=final_bytes, **ending))
+    with suppress(Stopped, StorageError):  # the video has ended; a worker that was away may have hidden it
+        patience(lambda: _confirm_end(video.id, store, objects))
+
+
+def _confirm_end(video_id: str, store: VideoStore, objects: ObjectStore) -> None:
+    """Writes the last manifest once more if a late one of another worker is in its place."""
+    try:
+        told = Manifest.from_json(objects.get(manifest_key(video_id))).state.status.terminal
+    except (ObjectNotFound, RecordError):
+        told = False
+    if not told:
+        keep_manifest(video_id, store, objects)
+
+
+def _write_files(video: Video, objects: ObjectStore, patience: Patience) -> int:
+    """The finished MP4 and its stills; returns the length of the MP4 in bytes. Raises OSError."""
+    with scratch_folder() as folder:
+        path = folder / "video.mp4"
+        _assemble(video, path, objects, patience)
+        width = min(THUMBNAIL_WIDTH, video.spec.width)
+        still = spritesheet(path, columns=1, rows=1, tile_width=width)
+        sheet = spritesheet(path)
+        patience(lambda: objects.put(final_key(video.id), path))
+        patience(lambda: objects.put(thumbnail_key(video.id), still))
+        patience(lambda: objects.put(spritesheet_key(video.id), sheet))
+        return path.stat().st_size
 
 
 def _assemble(video: Video, path: Path, objects: ObjectStore, patience: Patience) -> None:

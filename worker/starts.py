@@ -38,6 +38,7 @@ from worker.media.encode import EncoderSettings, encode_chunk
 from worker.models.base import StreamedDecoder, VideoFrames, VideoModel
 from worker.pipeline import Archive, Layout, Patiently, record_of
 from worker.sampler.window import SamplerConfig, WindowState
+from worker.stopwatch import Stopwatch, TimedDecoder
 
 # Copies inside the store that are on their way at once: each waits for an answer, none moves a byte here.
 COPIES_AT_ONCE = 16
@@ -67,11 +68,13 @@ class Start:
         objects: ObjectStore,
         attentively: Patiently,
         encoder: EncoderSettings,
+        stopwatch: Stopwatch,
     ) -> None:
         """`encoder` is for a video that has no segments yet; an extension keeps to the settings of its source."""
         self._spec, self._layout, self._config, self._frame_shape = spec, layout, config, frame_shape
         self._model, self._store, self._objects = model, store, objects
         self._attentively, self._own_encoder = attentively, encoder
+        self._stopwatch = stopwatch
         self._ending = False
 
     def window(self, *, ending: bool = False) -> WindowState:
@@ -95,7 +98,7 @@ class Start:
     def decoder(self, behind: int | None = None) -> StreamedDecoder:
         """A decoder that stands behind that many chunks; default: the given ones."""
         chunks = self._spec.given_chunks if behind is None else behind
-        decoder = self._model.open_decoder()
+        decoder = TimedDecoder(self._model.open_decoder(), self._stopwatch)
         with torch.inference_mode():
             replay(decoder, chunks - 1, self._config.chunk_latents, self._latents)
         return decoder
@@ -109,7 +112,7 @@ class Start:
         """
         self._ending = ending
         if next_chunk == 0:
-            Archive(self._spec, self._store, self._objects, self._attentively).write_manifest()
+            Archive(self._spec, fence, self._store, self._objects, self._attentively).write_manifest()
         try:
             if self._spec.extended_from is not None:
                 self._continue(self._spec.extended_from, next_chunk, fence, check)
@@ -124,7 +127,8 @@ class Start:
         size, given = self._config.chunk_latents, self._spec.given_chunks
         frames = self._reference()
         with torch.inference_mode():
-            latents = self._model.encode_video(frames).float().cpu()
+            with self._stopwatch:
+                latents = self._model.encode_video(frames).float().cpu()
             decoder = self.decoder(behind=next_chunk)
             for number in range(next_chunk, given):
                 check()
@@ -208,7 +212,9 @@ class Start:
 
     def _encode(self, number: int, frames: VideoFrames, fence: str, encoder: EncoderSettings) -> None:
         first = self._layout.first_frame(number)
-        chunk = encode_chunk(frames[: self._layout.frames_of(number)], number, first, self._spec.fps, encoder)
+        wanted = frames[: self._layout.frames_of(number)]
+        with self._stopwatch:
+            chunk = encode_chunk(wanted, number, first, self._spec.fps, encoder)
         if number == 0:
             self._put(init_key(self._spec.id), chunk.init)
         self._put(chunk_key(self._spec.id, number), chunk.segment)

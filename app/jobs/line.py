@@ -10,8 +10,8 @@
 
 How many videos an owner may have running stands in `longtake:limits` (`app.limits`).
 
-In a video's own hash (`app.jobs.store`): `owner`; `since`, when it was put in line; `rank`, `turn` and `yielding`
-while it runs. All times are Unix seconds on the clock of Redis.
+In a video's own hash (`app.jobs.store`): `owner`; `since`, when it was put in line; `rank`, `turn` and `yielding` (the
+answer of `_MAKE_ROOM`, once it was yes) while it runs. All times are Unix seconds on the clock of Redis.
 
 The policy, and all of it is in the scripts below, so that what is taken and what is told are the same:
 
@@ -225,15 +225,17 @@ return {entry.class, entry.id, member}
 )
 
 # Whether a running video should make room. ARGV: starvation seconds, id, fence, class, turn seconds.
-# Asking for the first time begins its turn, so that loading it does not count.
+# Asking for the first time begins its turn, so that loading it does not count. Who was told yes is told so again: the
+# answer may have been lost, and it is counted on.
 # Returns 0 no, 1 yes, 2 yes and its turn is over, -1 no such video, -2 the fence is another's.
 _MAKE_ROOM = (
     _LINE
     + """
 local me, now = ARGV[2], clock()
-local own = redis.call('HMGET', video(me), 'fence', 'owner', 'rank', 'turn')
+local own = redis.call('HMGET', video(me), 'fence', 'owner', 'rank', 'turn', 'yielding')
 if not own[1] then return -1 end
 if own[1] ~= ARGV[3] then return -2 end
+if own[5] then return tonumber(own[5]) end
 local rank, turn = tonumber(own[3] or ARGV[4]), tonumber(own[4] or now)
 if not own[4] then redis.call('HSET', video(me), 'turn', string.format('%.6f', now)) end
 local over = now - turn >= tonumber(ARGV[5])
@@ -269,8 +271,9 @@ for class = 1, CLASSES do
   end
 end
 if wanted <= math.max(0, free) + soon + before then return 0 end
-redis.call('HSET', video(me), 'yielding', 1)
-return over and 2 or 1
+local answer = over and 2 or 1
+redis.call('HSET', video(me), 'yielding', answer)
+return answer
 """
 )
 
@@ -332,16 +335,17 @@ class Line:
 
     def make_room(
         self, model: str, video_id: str, fence: str, own_queue: str
-    ) -> Yield | Literal["lost"] | None:
+    ) -> Yield | Literal["lost", "gone"] | None:
         """Whether a running video should stop at its next chunk boundary, and why; None: it may go on.
 
-        Yes is said once: the one who asked counts as making room from then on. "lost": the fence is another's.
+        Yes is final: the one who asked counts as making room from then on. "lost": the fence is another's; "gone":
+        there is no such video.
         """
         rank = queue.queue_names(model).index(own_queue) + 1
         args = [self.starvation_seconds, video_id, fence, rank, self.turn_seconds]
         code = int(self._make_room(keys=_keys(model), args=args))
         if code < 0:
-            return "lost"
+            return "gone" if code == -1 else "lost"
         return (None, "outranked", "turn_over")[code]
 
     def order(self, model: str) -> Order:

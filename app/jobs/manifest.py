@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.jobs.job import SCHEMA_VERSION, ChunkRecord, Video, VideoSpec, VideoState
 from app.jobs.migrations import RecordDamaged, migrated
+from app.storage import ObjectStore
+from app.storage.objects import manifest_key
+
+if TYPE_CHECKING:  # the store reads manifests
+    from app.jobs.store import VideoStore
 
 
 class Manifest(BaseModel):
@@ -44,3 +50,18 @@ class Manifest(BaseModel):
     def video(self) -> Video:
         """The video without its chunks."""
         return Video(spec=self.spec, state=self.state)
+
+
+def keep_manifest(video_id: str, store: VideoStore, objects: ObjectStore) -> None:
+    """Writes the manifest of a video that this process has not, or no longer, claimed; nothing if it is gone.
+
+    Whoever has it may write its own meanwhile, so the record is read once more behind each writing, until its status
+    is the written one: the last to write has written what is. Raises `StorageError` and `RedisError`.
+    """
+    video = store.get(video_id)
+    while video is not None:
+        chunks = store.chunks(video_id, 0, video.state.chunks_ready)
+        objects.put(manifest_key(video_id), Manifest.of(video, chunks).to_json())
+        written, video = video, store.get(video_id)
+        if video is not None and video.state.status is written.state.status:
+            return

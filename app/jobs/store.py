@@ -73,7 +73,7 @@ from app.jobs.job import (
 )
 from app.jobs.line import Line, Taken, Yield, blocked_key, served_key, speed_kind
 from app.jobs.manifest import Manifest
-from app.jobs.migrations import RecordDamaged, RecordError, migrated, parsed
+from app.jobs.migrations import RecordDamaged, RecordError, RecordTooNew, migrated, parsed
 from app.limits import (
     ACCOUNT_SECONDS,
     LIMITS_KEY,
@@ -144,7 +144,7 @@ class IdempotencyMismatch(Exception):
 
 
 class QueueFull(Exception):
-    """As many videos of the model wait as the settings allow."""
+    """As many videos of the model wait, or are paused, as the settings allow."""
 
 
 class NotPaused(Exception):
@@ -267,7 +267,7 @@ return 1
 
 # Renews the lease of a running video. KEYS: video, wip, queue. ARGV: fence, id, member of wip, milliseconds.
 # A lease that somebody reaped is taken back as long as nobody has claimed the video: the fence decides.
-# Returns 1 held, 0 the fence is another's, -1 no such video.
+# Returns 1 held, 2 held, but the record says that the video waits, 0 the fence is another's, -1 no such video.
 _HOLD = """
 local fence = redis.call('HGET', KEYS[1], 'fence')
 if not fence then return -1 end
@@ -275,12 +275,29 @@ if fence ~= ARGV[1] then return 0 end
 local time = redis.call('TIME')
 local ends = time[1] + time[2] / 1000000 + ARGV[4] / 1000
 if redis.call('ZADD', KEYS[2], ends, ARGV[3]) == 1 then redis.call('LREM', KEYS[3], 0, ARGV[2]) end
-return 1
+return redis.call('HGET', KEYS[1], 'status') == '"queued"' and 2 or 1
 """
 
-# Counts an owner's waiting videos, those that are paused included: a pause is no way around a limit.
-# KEYS: active, videos of the owner, what stands before the id in a video's key.
+# Counts a model's waiting videos, those that are paused included: a pause is no way around a limit. They are the
+# unfinished ones without a lease. KEYS: active, the model's wips. ARGV: names of the model's queues.
 _COUNT_WAITING = """
+local now, queues, leased, count = redis.call('TIME')[1], {}, {}, 0
+for number, name in ipairs(ARGV) do
+  queues[name] = true
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1 + number], now, '+inf')) do
+    leased[string.match(member, '^[^:]+')] = true
+  end
+end
+local active = redis.call('HGETALL', KEYS[1])
+for at = 1, #active, 2 do
+  if queues[active[at + 1]] and not leased[active[at]] then count = count + 1 end
+end
+return count
+"""
+
+# The same of an owner, whatever the model.
+# KEYS: active, videos of the owner, what stands before the id in a video's key.
+_COUNT_WAITING_OF = """
 local count = 0
 for _, id in ipairs(redis.call('HKEYS', KEYS[1])) do
   if redis.call('ZSCORE', KEYS[2], id) and redis.call('HGET', KEYS[3] .. id, 'status') ~= '"in_progress"' then
@@ -353,6 +370,7 @@ class VideoStore:
         self._lineups: dict[str, tuple[float, Lineup]] = {}
         self._left: dict[str, tuple[float, dict[str, float]]] = {}
         self._count_waiting_script = connection.register_script(_COUNT_WAITING)
+        self._count_waiting_of_script = connection.register_script(_COUNT_WAITING_OF)
 
     # -- reading ----------------------------------------------------------------------------------------
 
@@ -606,6 +624,8 @@ class VideoStore:
             if state.status is Status.IN_PROGRESS:
                 return self._change(pipe, video, pause_requested=True)
             self._dequeue(pipe, video.spec)
+            # If it was lost, its worker may wake up; it must not go on with what rests.
+            pipe.hset(video_key(video_id), "fence", "")
             return self._change(pipe, video, status=Status.PAUSED)
 
         return self._optimistically(transact, video_key(video_id))
@@ -684,18 +704,30 @@ class VideoStore:
 
     def expired(self, limit: int) -> list[Video]:
         """Videos whose time is up, the oldest first. All of them have ended."""
-        now = time.time()
-        ids = [
-            i.decode()
-            for i in self.redis.zrange(EXPIRING_KEY, "-inf", now, byscore=True, offset=0, num=limit)
-        ]
-        expired = []
-        for video_id in ids:
-            video = self._readable(video_id, self.get, video_id)
-            if video is not None and video.state.status.terminal and (video.state.expires_at or now) <= now:
-                expired.append(video)
-            else:  # not what the index says it is, so it stays
-                self.redis.zrem(EXPIRING_KEY, video_id)
+        now, kept = time.time(), 0
+        expired: list[Video] = []
+        while len(expired) < limit:
+            at, most = len(expired) + kept, limit - len(expired)
+            ids = self.redis.zrange(EXPIRING_KEY, "-inf", now, byscore=True, offset=at, num=most)
+            if not ids:
+                break
+            for video_id in (i.decode() for i in ids):
+                try:
+                    video = self.get(video_id)
+                except RecordError as error:
+                    self._tell_unreadable(video_id, error)
+                    if isinstance(error, RecordTooNew):  # a version that can read it removes it
+                        kept += 1
+                        continue
+                    video = None
+                if (
+                    video is not None
+                    and video.state.status.terminal
+                    and (video.state.expires_at or now) <= now
+                ):
+                    expired.append(video)
+                else:  # not what the index says it is, so it stays
+                    self.redis.zrem(EXPIRING_KEY, video_id)
         return expired
 
     # -- back from the bucket ---------------------------------------------------------------------------
@@ -904,10 +936,12 @@ class VideoStore:
     def make_room(self, video: VideoSpec, fence: str) -> Yield | None:
         """Whether the running video should stop at its next chunk boundary for another (`Line.make_room`).
 
-        Raises `FenceLost`.
+        Raises `FenceLost` and `VideoGone`.
         """
         name = queue.queue_name(video.model, video.priority)
         answer = self.line.make_room(video.model, video.id, fence, name)
+        if answer == "gone":
+            raise VideoGone(video.id)
         if answer == "lost":
             raise FenceLost(video.id)
         return answer
@@ -940,9 +974,16 @@ class VideoStore:
         return self.line.take(model, taker, lease_seconds)
 
     def hold(
-        self, video: VideoSpec, fence: str, member: str, lease_seconds: float, *, in_queue: str | None = None
+        self,
+        video: VideoSpec,
+        fence: str,
+        member: str,
+        lease_seconds: float,
+        *,
+        in_queue: str | None = None,
+        worker: str = "",
     ) -> None:
-        """Renews the lease `member` of a claimed video. Raises `FenceLost` and `VideoGone`."""
+        """Renews the lease `member` of a claimed video; `worker` has it. Raises `FenceLost` and `VideoGone`."""
         name = in_queue or queue.queue_name(video.model, video.priority)
         code = int(
             self._hold_script(
@@ -954,6 +995,21 @@ class VideoStore:
             raise VideoGone(video.id)
         if code == 0:
             raise FenceLost(video.id)
+        if code == 2:
+            self._take_back(video.id, fence, worker)
+
+    def _take_back(self, video_id: str, fence: str, worker: str) -> None:
+        """Tells that a video which was put back in line as lost is being made after all, unless that has changed."""
+
+        def transact(pipe: Connection) -> None:
+            raw = pipe.hgetall(video_key(video_id))
+            video = _parse(raw)
+            pipe.multi()
+            if video is None or raw[b"fence"].decode() != fence or video.state.status is not Status.QUEUED:
+                return
+            self._change(pipe, video, status=Status.IN_PROGRESS, worker=worker)
+
+        self._optimistically(transact, video_key(video_id))
 
     def reconcile(self, lease_seconds: float) -> list[str]:
         """Puts every unfinished video back in line that neither waits nor has a live lease; returns their ids.
@@ -1007,6 +1063,8 @@ class VideoStore:
                 return False
             # It has stood in line before; whoever came later waits.
             self._enqueue(pipe, video.spec, now, "next")
+            if video.state.status is Status.IN_PROGRESS:
+                self._change(pipe, video, status=Status.QUEUED, worker="", stalled=None)
             return True
 
         keys = (video_key(video_id), queue.waiting_key(name), queue.leases_key(name))
@@ -1087,17 +1145,19 @@ class VideoStore:
 
     # -- inside -----------------------------------------------------------------------------------------
 
+    def _waiting(self, model: str) -> int:
+        names = queue.queue_names(model)
+        keys = [ACTIVE_KEY, *(queue.leases_key(name) for name in names)]
+        return int(self._count_waiting_script(keys=keys, args=names))
+
     def _waiting_of(self, owner: str) -> int:
-        return int(self._count_waiting_script(keys=[ACTIVE_KEY, owner_key(owner), video_key("")]))
+        return int(self._count_waiting_of_script(keys=[ACTIVE_KEY, owner_key(owner), video_key("")]))
 
     def _refund(self, pipe: Connection, spec: VideoSpec, charged: bytes | None) -> None:
         """Takes a video that nobody has begun off its day's account: what was charged for it, whatever it is by now."""
         account = spent_key(spec.owner, spec.created_at)
         if charged is not None and account == spent_key(spec.owner, time.time()):
             pipe.decrby(account, int(charged))
-
-    def _waiting(self, model: str) -> int:
-        return sum(int(self.redis.llen(queue.waiting_key(name))) for name in queue.queue_names(model))
 
     def _now(self) -> float:
         """Unix seconds on the clock of Redis."""
@@ -1133,10 +1193,13 @@ class VideoStore:
         try:
             return read(*args, **options)
         except RecordError as error:
-            if name not in self._unreadable:
-                self._unreadable.add(name)
-                log.error("%s is left out: %s (%s)", name, error, error.__cause__)
+            self._tell_unreadable(name, error)
             return None
+
+    def _tell_unreadable(self, name: str, error: RecordError) -> None:
+        if name not in self._unreadable:
+            self._unreadable.add(name)
+            log.error("%s is left out: %s (%s)", name, error, error.__cause__)
 
     def _add_event(self, pipe: Connection, video_id: str, event: Event, entry_id: str = "*") -> None:
         pipe.xadd(

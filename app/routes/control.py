@@ -12,14 +12,13 @@ from app.context import Context, Ctx, no_video
 from app.errors import conflict, invalid
 from app.forms import read_body
 from app.jobs.job import Status, Video
-from app.jobs.manifest import Manifest
+from app.jobs.manifest import keep_manifest
 from app.jobs.store import NotPaused, VideoGone
 from app.routes.documentation import body, errors
 from app.schemas import SteerVideo, UpdateVideo, VideoObject
 from app.specification import parse
 from app.steering import ended, finish, steer, update
 from app.storage import StorageError
-from app.storage.objects import manifest_key
 
 router = APIRouter(prefix="/v1/videos/{video_id}", tags=["videos"])
 log = logging.getLogger(__name__)
@@ -37,19 +36,19 @@ def cancel_video(video_id: str, ctx: Ctx) -> VideoObject:
         raise no_video() from error
     if video.state.status in (Status.COMPLETED, Status.FAILED):
         raise ended(video)
-    if video.state.status is Status.QUEUED:
-        _keep_wish(ctx, video)
+    _keep_wish(ctx, video)
     return ctx.wire(video)[0]
 
 
 def _keep_wish(ctx: Context, video: Video) -> None:
-    """Tells the manifest that a begun video is to end. No worker has it, and it may be long until one does."""
+    """Tells the manifest of a begun video what is wanted of it, while no worker has it that would do so."""
+    if video.state.status not in (Status.QUEUED, Status.PAUSED) or not video.state.chunks_ready:
+        return
     try:
-        chunks = ctx.videos.chunks(video.id, 0, video.state.chunks_ready)
-        ctx.objects.put(manifest_key(video.id), Manifest.of(video, chunks).to_json())
+        keep_manifest(video.id, ctx.videos, ctx.objects)
     except StorageError as error:
-        # Redis has it; only the loss of both would bring the video back to life.
-        log.warning("the manifest of a cancelled video is not up to date: %s", error)
+        # Redis has it; only the loss of both would undo it.
+        log.warning("the manifest of a waiting video is not up to date: %s", error)
 
 
 @router.post("/pause", response_model=VideoObject, responses=errors(404, 409, 503), summary="Pause a video")
@@ -67,6 +66,7 @@ def pause_video(video_id: str, ctx: Ctx) -> VideoObject:
         raise ended(video)
     if video.state.cancel_requested:
         raise conflict("The video is being cancelled.", code="video_cancelled")
+    _keep_wish(ctx, video)
     return ctx.wire(video)[0]
 
 
@@ -84,6 +84,7 @@ def resume_video(video_id: str, ctx: Ctx) -> VideoObject:
         raise conflict("The video is not paused.", code="video_not_paused") from error
     if video.state.status.terminal:
         raise ended(video)
+    _keep_wish(ctx, video)
     return ctx.wire(video)[0]
 
 
@@ -149,6 +150,8 @@ async def steer_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject:
 
 def _ask(ctx: Context, video_id: str, change: Callable[[Video], Video]) -> VideoObject:
     try:
-        return ctx.wire(ctx.videos.request(ctx.video(video_id).id, change))[0]
+        video = ctx.videos.request(ctx.video(video_id).id, change)
     except VideoGone as error:
         raise no_video() from error
+    _keep_wish(ctx, video)
+    return ctx.wire(video)[0]

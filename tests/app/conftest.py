@@ -219,7 +219,7 @@ def running_api(settings: Settings, *, opened: bool = True) -> Iterator[Api]:
     server = Server(config, app.state.context, started.set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     assert settings.redis_url is not None
     connection = connect(settings.redis_url.get_secret_value())
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -232,7 +232,7 @@ def running_api(settings: Settings, *, opened: bool = True) -> Iterator[Api]:
             yield Api(url, settings, app.state.context, http, WorkerDouble(VideoStore(connection), store))
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         connection.close()
         assert not thread.is_alive()
 

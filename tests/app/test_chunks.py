@@ -147,7 +147,7 @@ def test_the_target_duration_is_that_of_a_full_chunk_from_the_first_playlist_on(
 
 def test_ffmpeg_plays_the_live_playlist_over_http(finished: tuple[Api, str]) -> None:
     api, url = finished
-    with av.open(f"{api.url}{url}/stream.m3u8", timeout=10) as container:
+    with av.open(f"{api.url}{url}/stream.m3u8", timeout=60) as container:
         times = [frame.time for frame in container.decode(video=0)]
     assert len(times) == FRAMES
     assert times == pytest.approx([n / FPS for n in range(FRAMES)], abs=1e-3)
@@ -161,17 +161,17 @@ def test_a_player_may_open_the_playlist_before_there_is_anything_to_play(
         made, cancelled = (api.create()["id"] for _ in range(2))
 
         def play() -> int:
-            with av.open(f"{api.url}/v1/videos/{made}/stream.m3u8", timeout=10) as container:
+            with av.open(f"{api.url}/v1/videos/{made}/stream.m3u8", timeout=60) as container:
                 return sum(1 for _ in container.decode(video=0))
 
         playing = pool.submit(play)
-        waiting = pool.submit(httpx.get, f"{api.url}/v1/videos/{cancelled}/stream.m3u8", timeout=15)
+        waiting = pool.submit(httpx.get, f"{api.url}/v1/videos/{cancelled}/stream.m3u8", timeout=60)
         time.sleep(0.5)
         assert not playing.done()
         api.worker.make(made)
-        assert playing.result(10) == FRAMES
+        assert playing.result(60) == FRAMES
         api.http.post(f"/v1/videos/{cancelled}/cancel")
-        api.error(waiting.result(5), 404, "video_not_ready")
+        api.error(waiting.result(60), 404, "video_not_ready")
         assert api.context.events.watchers == 0
 
 

@@ -145,7 +145,7 @@ def test_wait_polls_until_the_end(client: LongtakeClient, api: Api) -> None:
     video = client.create("A red ball", seconds=2)
     thread = threading.Timer(0.3, api.worker.make, [video.id])
     thread.start()
-    assert client.wait(video.id, timeout_seconds=20).status is Status.COMPLETED
+    assert client.wait(video.id, timeout_seconds=60).status is Status.COMPLETED
     thread.join()
 
 
@@ -241,7 +241,7 @@ def test_create_and_poll_waits(client: LongtakeClient, api: Api) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert client.create_and_poll("A red ball", seconds=2, timeout_seconds=20).status is Status.COMPLETED
+    assert client.create_and_poll("A red ball", seconds=2, timeout_seconds=60).status is Status.COMPLETED
     thread.join()
 
 
@@ -336,7 +336,7 @@ def test_events_survive_cut_connections_without_gap_or_repeat(
     api.worker.make(video.id)
     whole = list(client.events(video.id))
     proxy.cuts = [900, 1500, 40, 1300]
-    with LongtakeClient(proxy.url, patience_seconds=5) as over_proxy:
+    with LongtakeClient(proxy.url, patience_seconds=60) as over_proxy:
         assert list(over_proxy.events(video.id)) == whole
     assert len(proxy.requests) >= 3
     assert any(f"last-event-id: {whole[0].id}" in request.lower() for request in proxy.requests)
@@ -427,7 +427,7 @@ def test_download_continues_where_a_connection_broke(
     api.worker.make(video.id)
     data = client.read(video.id)
     proxy.cuts = [2000, 1500, 300, 2500]
-    with LongtakeClient(proxy.url, patience_seconds=5) as over_proxy:
+    with LongtakeClient(proxy.url, patience_seconds=60) as over_proxy:
         assert over_proxy.download(video.id, tmp_path / "ball.mp4").read_bytes() == data
         ranges = [
             line for request in proxy.requests for line in request.lower().splitlines() if "range:" in line
@@ -584,7 +584,7 @@ def test_redis_being_away_for_a_moment_is_waited_out(
         waiting.start()
         time.sleep(0.5)
         own_redis.start()
-        waiting.join(15)
+        waiting.join(60)
         assert found == [video.id]
 
 
@@ -633,7 +633,7 @@ def test_the_asynchronous_client_follows_many_videos_at_once(api: Api) -> None:
             following = [asyncio.create_task(follow(video.id)) for video in videos]
             for video in videos:
                 await asyncio.to_thread(api.worker.make, video.id)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 for types in await asyncio.gather(*following):
                     assert types[-1] == "completed"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from app.settings import Settings
 from docs.settings_page import PAGE, page
+from worker.generate import OUT_OF_MEMORY
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -42,6 +43,27 @@ def test_every_error_code_is_in_the_table() -> None:
     found = set(codes())
     assert len(found) > 40
     assert found - table == set()
+
+
+def codes_of_failed_videos() -> Iterator[str]:
+    """Every error code that the source of the worker has as a constant."""
+    for path in (ROOT / "worker").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            found: list[ast.expr] = []
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "JobError":
+                found = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "StartLost":
+                found = node.args[:1]
+            elif isinstance(node, ast.FunctionDef) and node.name == "fault":
+                answers = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
+                found = [answer.elts[0] for answer in answers if isinstance(answer, ast.Tuple)]
+            yield from (str(one.value) for one in found if isinstance(one, ast.Constant))
+    yield OUT_OF_MEMORY
+
+
+def test_every_code_of_a_failed_video_is_in_its_table_and_no_other() -> None:
+    table = (DOCS / "api.md").read_text().split("\n| `code` of a failed video |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == sorted(set(codes_of_failed_videos()))
 
 
 def test_links_between_documents_lead_somewhere() -> None:

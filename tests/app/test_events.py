@@ -38,12 +38,15 @@ def parse(block: str) -> Received | None:
     return Received(fields["id"], fields["event"], json.loads(fields["data"]))
 
 
-async def follow(client: httpx.AsyncClient, url: str, last: str | None = None) -> AsyncIterator[Received]:
-    """The events of one connection until it ends, whole ones only."""
+async def follow(
+    client: httpx.AsyncClient, url: str, last: str | None = None, opened: Callable[[], object] = lambda: None
+) -> AsyncIterator[Received]:
+    """The events of one connection until it ends, whole ones only. Calls `opened` once the service has answered."""
     headers = {} if last is None else {"Last-Event-ID": last}
     async with client.stream("GET", url, headers=headers) as answer:
         assert answer.status_code == 200, await answer.aread()
         assert answer.headers["content-type"].startswith("text/event-stream")
+        opened()
         text = ""
         async for piece in answer.aiter_text():
             *blocks, text = (text + piece).split("\n\n")
@@ -142,17 +145,11 @@ def test_an_id_from_the_future_misses_nothing_that_comes_later(api: Api) -> None
     video_id = api.create()["id"]
 
     async def scenario() -> list[str]:
-        async with httpx.AsyncClient(base_url=api.url, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=api.url, timeout=60) as client:
             url = f"/v1/videos/{video_id}/events"
-            types = []
-            async with aclosing(follow(client, url, last="9999999999999-0")) as events:
-                loop = asyncio.get_running_loop()
-                loop.call_later(
-                    0.3, lambda: threading.Thread(target=write_a_life, args=(api, video_id, 1)).start()
-                )
-                async for event in events:
-                    types.append(event.type)
-            return types
+            writer = threading.Thread(target=write_a_life, args=(api, video_id, 1))
+            async with aclosing(follow(client, url, "9999999999999-0", writer.start)) as events:
+                return [event.type async for event in events]
 
     assert asyncio.run(scenario()) == ["status", *["progress"] * 6, "chunk", "completed"]
 
@@ -230,14 +227,21 @@ def test_an_idle_stream_beats_and_a_live_event_comes_at_once(settings: Callable[
             while next(lines) != ": ping":
                 pass
             began = time.monotonic()
-            while next(lines) != ": ping":
-                pass
-            assert 0.1 < time.monotonic() - began < 2
+            for _ in range(10):  # several: one that is read late makes the next seem early
+                while next(lines) != ": ping":
+                    pass
+            assert 0.1 < (time.monotonic() - began) / 10 < 2
             api.worker.claim(video_id)
-            began = time.monotonic()
-            while next(lines) != "event: status":
-                pass
-            assert time.monotonic() - began < 1
+            late = []
+            for number in range(
+                1, 6
+            ):  # the best of some: how late it is sent, and not how busy the machine is
+                began = time.monotonic()
+                api.worker.progress(video_id, number)
+                while next(lines) != "event: progress":
+                    pass
+                late.append(time.monotonic() - began)
+            assert min(late) < 1
 
 
 def test_a_client_that_lags_too_far_is_cut_off_and_resumes(
@@ -250,16 +254,18 @@ def test_a_client_that_lags_too_far_is_cut_off_and_resumes(
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((host, int(port)))
-        slow.settimeout(10)
+        slow.settimeout(60)
         slow.sendall(f"GET /v1/videos/{video_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         received = b""
         while b"id: " not in received:
             received += slow.recv(1 << 10)
+        (watch,) = api.context.events._watches[video_id]
         api.worker.claim(video_id)
         fence = api.worker.fences[video_id]
         for _ in range(120):  # 7 MB, more than any buffer between the two takes
             events = [Event("progress", {"padding": "x" * 30_000}) for _ in range(2)]
             api.worker.videos.update(video_id, fence, events=events)
+        eventually(lambda: watch.ended)  # before that it would not lag any more once this reads
         while piece := slow.recv(1 << 20):
             received += piece
         slow.close()
@@ -315,7 +321,7 @@ def test_a_restart_of_redis_in_the_middle_loses_and_repeats_nothing(
         for index in (1, 2):
             eventually(lambda index=index: committed(api, video_id, index))
         api.worker.finish(video_id)
-        thread.join(15)
+        thread.join(60)
         assert not thread.is_alive()
         assert [e.id for e in seen] == recorded(api, video_id)
         assert [e.type for e in seen] == ["status", "status", "chunk", "chunk", "chunk", "completed"]

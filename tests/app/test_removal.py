@@ -221,13 +221,14 @@ def test_many_sweepers_do_no_harm(api: Api, redis_url: str, store: VideoStore) -
 def test_every_replica_sweeps_all_the_time(
     redis_url: str, settings: Callable[..., Settings], eventually: Eventually
 ) -> None:
-    quick = settings(redis_url=redis_url, keep_seconds=0.5, sweep_seconds=0.05)
+    quick = settings(redis_url=redis_url, keep_seconds=60.0, sweep_seconds=0.05)
     with ExitStack() as stack:
         one, _ = (stack.enter_context(running_api(quick)) for _ in range(2))
         one.worker.register()
-        one.worker.videos.keep_seconds = 0.5
+        one.worker.videos.keep_seconds = 60.0
         video_id = made(one)
         assert objects_of(one, video_id)
+        time_passes(one.worker.videos, video_id, 61)
         eventually(lambda: one.http.get(f"/v1/videos/{video_id}").status_code == 404)
         assert objects_of(one, video_id) == []
 
@@ -256,15 +257,40 @@ def test_deleting_a_running_video_leaves_nothing_that_could_be_restored(api: Api
     assert store.was_deleted(video_id)
 
 
-def test_cancelling_a_begun_video_that_waits_reaches_its_manifest_at_once(
-    api: Api, store: VideoStore
-) -> None:
-    video_id = api.create()["id"]
+def waiting(api: Api, store: VideoStore) -> str:
+    """A begun video that waits in line."""
+    video_id: str = api.create()["id"]
     api.worker.claim(video_id)
     api.worker.commit(video_id, 0)
     write_manifest(api, video_id)
     fence = api.worker.fences[video_id]
     store.release(video_id, fence, f"{video_id}:double", count_attempt=False, standing="front")
+    return video_id
+
+
+def test_what_is_asked_of_a_begun_video_that_waits_reaches_its_manifest_at_once(
+    api: Api, store: VideoStore
+) -> None:
+    video_id = waiting(api, store)
+    url = f"/v1/videos/{video_id}"
+
+    def kept() -> Manifest:
+        return Manifest.from_json(api.worker.objects.get(manifest_key(video_id)))
+
+    api.http.post(f"{url}/pause")
+    assert kept().state.status is Status.PAUSED
+    api.http.post(f"{url}/prompts", json={"text": "a blue ball"})
+    assert [prompt.text for prompt in kept().state.pending_prompts] == ["a blue ball"]
+    api.http.patch(url, json={"seconds": 9})
+    api.http.post(f"{url}/resume")
+    assert kept().state.status is Status.QUEUED
+    assert kept().video == store.get(video_id)
+
+
+def test_cancelling_a_begun_video_that_waits_reaches_its_manifest_at_once(
+    api: Api, store: VideoStore
+) -> None:
+    video_id = waiting(api, store)
     began = time.time()
     answer = api.http.post(f"/v1/videos/{video_id}/cancel").json()
     assert answer["status"] == "queued", "a worker ends it, with a file"

@@ -36,7 +36,7 @@ ALLOWED: dict[str, Any] = {
     "webhook_allowed_networks": "127.0.0.0/8",
     "webhook_retry_seconds": 0.05,
     "webhook_retry_max_seconds": 0.2,
-    "webhook_timeout_seconds": 0.4,
+    "webhook_timeout_seconds": 20,  # only tests of it may run into it, however busy the machine
 }
 
 
@@ -240,12 +240,18 @@ def test_a_refused_receiver_makes_no_video(api: Api) -> None:
 
 
 def test_it_is_tried_again_later_and_later_under_the_same_id(
-    hooks: Api, receivers: Callable[..., Receiver], eventually: Eventually
+    own_redis: EmbeddedRedis,
+    settings: Callable[..., Settings],
+    receivers: Callable[..., Receiver],
+    eventually: Eventually,
 ) -> None:
     receiver = receivers(status(500), status(404), hang, close)
-    video_id = hooks.create(webhook_url=receiver.url)["id"]
-    hooks.worker.make(video_id, chunks=1)
-    done = eventually(settled(hooks, video_id, "delivered"))
+    with running_api(settings(redis_url=own_redis.url, **ALLOWED | {"webhook_timeout_seconds": 3})) as hooks:
+        hooks.worker.register()
+        video_id = hooks.create(webhook_url=receiver.url)["id"]
+        hooks.worker.make(video_id, chunks=1)
+        done = eventually(settled(hooks, video_id, "delivered"))
+        secret = hooks.http.get("/v1/webhook_secret").json()["secret"]
     assert done is not None
     assert [(a["status_code"], a["error"]) for a in done["attempts"]] == [
         (500, "refused"),
@@ -256,7 +262,6 @@ def test_it_is_tried_again_later_and_later_under_the_same_id(
     ]
     assert len(set(receiver.ids)) == 1
     assert len({call.body for call in receiver.calls}) == 1
-    secret = hooks.http.get("/v1/webhook_secret").json()["secret"]
     for call in receiver.calls:
         Webhook(secret).verify(call.body, call.headers)
 
@@ -374,9 +379,8 @@ def test_410_ends_all_webhooks_of_the_video_until_its_owner_asks_again(
     hooks.http.post(f"/v1/videos/{video_id}/webhook_deliveries/{gone['id']}/retry")
     eventually(lambda: receiver.ids.count(gone["id"]) == 2)
     hooks.worker.finish(video_id)
-    eventually(settled(hooks, video_id, "delivered"))
-    statuses = [d["status"] for d in deliveries(hooks, video_id)]
-    assert statuses == ["delivered", "disabled", "delivered"]
+    told = ["delivered", "disabled", "delivered"]
+    eventually(lambda: [d["status"] for d in deliveries(hooks, video_id)] == told)
 
 
 def test_a_delivery_that_is_not_there_cannot_be_sent_again(hooks: Api, receiver: Receiver) -> None:
@@ -416,11 +420,11 @@ def test_many_receivers_are_called_at_the_same_time(
     together = threading.Barrier(16)
 
     def meet(request: BaseHTTPRequestHandler) -> None:
-        together.wait(10)
+        together.wait(60)
         status(204)(request)
 
     receiver = receivers(*[meet] * 16)
-    many = {"webhook_host_concurrency": 16, "webhook_timeout_seconds": 20}
+    many = {"webhook_host_concurrency": 16, "webhook_timeout_seconds": 90}
     with running_api(settings(redis_url=own_redis.url, **ALLOWED | many)) as api:
         api.worker.register()
         ids = [api.create(webhook_url=receiver.url)["id"] for _ in range(16)]
@@ -436,7 +440,7 @@ def test_receivers_that_hang_do_not_hold_up_the_others(
     receivers: Callable[..., Receiver],
     eventually: Eventually,
 ) -> None:
-    few = {"webhook_concurrency": 5, "webhook_host_concurrency": 2, "webhook_timeout_seconds": 30}
+    few = {"webhook_concurrency": 5, "webhook_host_concurrency": 2, "webhook_timeout_seconds": 90}
     with running_api(settings(redis_url=own_redis.url, **ALLOWED | few)) as api:
         api.worker.register()
         dead = [receivers(*[hang] * 50), receivers(*[hang] * 50)]
@@ -458,7 +462,7 @@ def test_receivers_that_hang_do_not_hold_up_the_others(
 def test_two_replicas_send_each_event_once(
     own_redis: EmbeddedRedis, settings: Callable[..., Settings], receiver: Receiver, eventually: Eventually
 ) -> None:
-    both = settings(redis_url=own_redis.url, **ALLOWED | {"webhook_timeout_seconds": 10})
+    both = settings(redis_url=own_redis.url, **ALLOWED)
     with running_api(both) as api, running_api(both):
         api.worker.register()
         ids = [api.create(webhook_url=receiver.url)["id"] for _ in range(12)]
@@ -510,15 +514,15 @@ def test_what_a_killed_sender_was_sending_is_sent_by_another(
         api.http.post(f"/v1/videos/{video_id}/cancel")
         command = [sys.executable, "-m", "app.cli", "webhooks", "send"]
         killed = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        eventually(lambda: receiver.calls, seconds=20)
+        eventually(lambda: receiver.calls)
         killed.kill()
         killed.communicate()
         other = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
         try:
-            eventually(settled(api, video_id, "delivered"), seconds=30)
+            eventually(settled(api, video_id, "delivered"), seconds=90)
         finally:
             other.send_signal(signal.SIGTERM)
-            _, said = other.communicate(timeout=10)
+            _, said = other.communicate(timeout=60)
         assert other.returncode == 0, said.decode()
     assert len(receiver.calls) == 2
     assert len(set(receiver.ids)) == 1

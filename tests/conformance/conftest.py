@@ -21,11 +21,11 @@ from tests.app.storage.conftest import swift  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = ROOT / "tests" / "worker" / "stand_in.py"
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 
 QUICK = {
     "model": "stand-in",
-    "lease_seconds": "5",
+    "lease_seconds": "30",
     "heartbeat_seconds": "0.5",
     "control_seconds": "0.02",
     "poll_after_ms": "250",

@@ -398,7 +398,7 @@ def check_webhooks_unwrap() -> None:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/hook"
         video = finished(service, extra_body={"webhook_url": url})
-        assert arrived.wait(20)
+        assert arrived.wait(60)
         server.shutdown()
     secret = service.get("/webhook_secret", cast_to=object)["secret"]
     body, headers = received[0]

@@ -96,7 +96,8 @@ def test_a_replica_and_a_worker_die_and_nobody_misses_or_repeats_anything(
     work: Any,  # noqa: F811
     replica: Callable[[], tuple[subprocess.Popen[str], str]],
 ) -> None:
-    workers = [work.process({"step_seconds": 0.03}) for _ in range(3)]
+    # Slow enough that none has finished before all have begun; no lease runs out but that of the one that is killed.
+    workers = [work.process({"step_seconds": 0.1}, lease_seconds=6) for _ in range(3)]
     (first, first_url), (second, second_url) = replica(), replica()
     work.eventually(lambda: len(work.store.workers()) == 3, 120)
     body = {"prompt": "a circle", "model": "stand-in", "seconds": FRAMES / 24, "seed": 7}
@@ -155,7 +156,7 @@ def test_a_replica_and_a_worker_die_and_nobody_misses_or_repeats_anything(
         os.kill(second.pid, signal.SIGTERM)
         work.eventually(lambda: watcher.served_by[-1] == third_url)
         assert watcher.pauses[0] < 1
-        assert second.wait(10) == 0
+        assert second.wait(60) == 0
         http.post(f"{third_url}/v1/videos/{video_id}/cancel")
         thread.join(30)
         assert watcher.events[-1][1] == "cancelled"

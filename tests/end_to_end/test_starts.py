@@ -57,7 +57,7 @@ class Service:
 
     def made(self, answer: httpx.Response) -> tuple[dict[str, Any], np.ndarray]:
         assert answer.status_code == 200, answer.text
-        video = self.up.client.wait(answer.json()["id"], timeout_seconds=240)
+        video = self.up.client.wait(answer.json()["id"], timeout_seconds=300)
         assert video.status == "completed", video.error
         content = self.http.get(f"/v1/videos/{video.id}/content")
         with av.open(io.BytesIO(content.content)) as container:

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Error, Page, expect, sy
 
 from app.embedded import EmbeddedRedis, free_port
 from app.jobs.connection import connect
+from app.jobs.store import VideoStore
 from app.keys import KeyFile
 from app.main import Server, create_app
 from app.removal import remove
@@ -24,7 +26,7 @@ from app.settings import Settings
 from tests.page.easel import Easel
 from worker.main import model_card, serve
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 
 class Api:
@@ -45,11 +47,11 @@ class Api:
         self._server = Server(config, self._context, up.set)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
-        assert up.wait(10)
+        assert up.wait(60)
 
     def stop(self) -> None:
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 
@@ -74,7 +76,7 @@ class Service(Api):
     def close(self) -> None:
         self._shutdown.set()
         self.easel.ending.set()
-        self._worker.join(20)
+        self._worker.join(60)
         assert not self._worker.is_alive()
         self.stop()
 
@@ -85,13 +87,21 @@ class Service(Api):
             self.delete(video["id"])
 
     def delete(self, video_id: str) -> None:
-        httpx.delete(f"{self.url}/v1/videos/{video_id}").raise_for_status()
+        httpx.delete(f"{self.url}/v1/videos/{video_id}", timeout=60).raise_for_status()
 
     def get(self, path: str) -> Any:
-        return httpx.get(self.url + path).raise_for_status().json()
+        return httpx.get(self.url + path, timeout=60).raise_for_status().json()
 
     def post(self, path: str, **body: Any) -> Any:
-        return httpx.post(self.url + path, json=body).raise_for_status().json()
+        return httpx.post(self.url + path, json=body, timeout=60).raise_for_status().json()
+
+    def await_wish(self, video_id: str, wish: str) -> None:
+        """Waits until the record has `wish`, "cancel", "pause" or "finish": the page tells it before it is there."""
+        deadline = time.monotonic() + 60
+        videos = VideoStore(self.redis)
+        while (video := videos.get(video_id)) and not getattr(video.state, f"{wish}_requested"):
+            assert time.monotonic() < deadline, f"nobody has asked to {wish}"
+            time.sleep(0.02)
 
     def make(self, prompt: str, seconds: float | str, **fields: Any) -> str:
         """Asks for a video over HTTP and returns its id."""
@@ -202,7 +212,7 @@ class Visitor:
         # Without motion: drawing it without a GPU would take the time that the video needs.
         defaults = {"viewport": {"width": 1280, "height": 860}, "reduced_motion": "reduce"}
         context = self.browser.new_context(**{**defaults, **options})
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(60_000)
         self._contexts.append(context)
         page = context.new_page()
         page.on("console", self._heard)

@@ -130,6 +130,7 @@ def test_an_endless_video_has_no_end_until_it_is_finished(service: Any, visitor:
     page.get_by_role("button", name="Finish here").click()
     expect(page.locator(HEADLINE)).to_have_text("Finishing")
     expect(page.get_by_role("button", name="Steer")).to_be_hidden()
+    service.await_wish(page.url.partition("#")[2], "finish")
     service.easel.hold_at = math.inf
     expect(page.locator(HEADLINE)).to_have_text(FINISHED)
     seconds = float(service.get(f"/v1/videos/{page.url.partition('#')[2]}")["seconds"])
@@ -146,6 +147,7 @@ def test_a_video_is_paused_and_goes_on_where_it_was(service: Any, visitor: Any) 
     wait_until_played(page, 0.3)
     page.get_by_role("button", name="Pause making").click()
     expect(page.locator(HEADLINE)).to_have_text("Pausing")
+    service.await_wish(video, "pause")
     service.easel.hold_at = math.inf
     expect(page.locator(HEADLINE)).to_have_text("Paused")
     made = service.get(f"/v1/videos/{video}")["seconds_ready"]

@@ -30,7 +30,7 @@ def position(page: Page) -> float:
 
 def wait_until(page: Page, expression: str) -> None:
     """Waits until the expression is true. Playwright's own wait needs eval in the page, which its policy forbids."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"still not true: {expression}"
         page.wait_for_timeout(30)
@@ -63,6 +63,7 @@ def test_playback_that_catches_up_waits_and_goes_on_by_itself(service: Any, visi
     page = visitor.open()
     video = ask(page, "a cyan triangle on a maroon background", seconds="4")
 
+    wait_until_played(page, 0.51)  # by then it may have waited for the first moments
     note = page.get_by_text("Waiting for the next moment")
     expect(note).to_be_visible()
     assert 0.5 < position(page) <= 1.0
@@ -161,6 +162,7 @@ def test_cancel_keeps_what_is_made(service: Any, visitor: Any, tmp_path: Path) -
     page.keyboard.press("Enter")
     expect(page.locator(HEADLINE)).to_have_text("Stopping")
     expect(page.locator(HEADLINE)).to_be_focused()  # the button that had the focus is gone
+    service.await_wish(video, "cancel")
     service.easel.hold_at = math.inf
 
     expect(page.locator(HEADLINE)).to_have_text("Cancelled")

@@ -43,8 +43,11 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+LEASE_OF_A_PROCESS = 2.0
+"""Short, because tests kill processes. That of a thread is long: a busy machine must not let it run out."""
+
 QUICK: dict[str, Any] = {
-    "lease_seconds": 2.0,
+    "lease_seconds": 10.0,
     "heartbeat_seconds": 0.2,
     "control_seconds": 0.02,
     "progress_seconds": 0.02,
@@ -106,7 +109,7 @@ class ThreadWorker:
         )
         self._thread.start()
 
-    def stop(self, seconds: float = 20.0) -> None:
+    def stop(self, seconds: float = 60.0) -> None:
         self.shutdown.set()
         self._thread.join(seconds)
         assert not self._thread.is_alive()
@@ -177,7 +180,8 @@ class Workbench:
     def process(self, options: dict[str, Any] | None = None, **overrides: Any) -> ProcessWorker:
         """Starts a worker in a process; `options` are of the stand-in model."""
         log = self._logs / f"worker-{len(self._processes)}.log"
-        self._processes.append(ProcessWorker(self.settings(**overrides), log, options or {}))
+        settings = self.settings(**{"lease_seconds": LEASE_OF_A_PROCESS, **overrides})
+        self._processes.append(ProcessWorker(settings, log, options or {}))
         return self._processes[-1]
 
     def video(self, video_id: str) -> Video:

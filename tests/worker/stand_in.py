@@ -80,6 +80,8 @@ class StandIn:
         """Windows of each forward, guidance's second row not counted."""
         self.hold = threading.Event()
         self.hold.set()
+        self.hold_at: int | None = None
+        """Number of forwards after which it waits until this is None, so a test knows how much is made at most."""
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         rows = []
@@ -90,6 +92,8 @@ class StandIn:
         return torch.stack(rows)
 
     def velocity(self, latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
+        while (most := self.hold_at) is not None and len(self.rows) >= most:
+            time.sleep(0.001)
         self.hold.wait()
         self.rows.append((len(latents) + 1) // 2)
         time.sleep(self.step_seconds)

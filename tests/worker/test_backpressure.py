@@ -19,20 +19,33 @@ from worker import main as worker_main
 
 
 class Slow:
-    """A store whose chunks take their time to be put; everything else goes to a real one at once."""
+    """A store that puts a chunk when the sampler has come as far ahead as it can, and some time later.
 
-    def __init__(self, inner: Any, model: Any, seconds: float) -> None:
+    Everything else goes to a real one at once.
+    """
+
+    def __init__(self, inner: Any, model: Any, seconds: float, *, room: int, chunks: int) -> None:
+        """`room` is for how many chunks there is at least between sampler and store, with that in the store's hands."""
         self.inner, self.model, self.seconds = inner, model, seconds
+        self.room, self.chunks = room, chunks
         self.ahead: list[int] = []
         """At each put, by how many chunks the sampler was ahead of the store."""
 
     def put(self, key: str, data: Any, *args: Any, **options: Any) -> None:
         if "/chunks/" in key:
+            chunk = int(key.rpartition("/")[2].partition(".")[0])
+            deadline = time.monotonic() + 60
+            while self.emitted < min(chunk + self.room, self.chunks) and time.monotonic() < deadline:
+                time.sleep(0.001)
             time.sleep(self.seconds)
-            config = self.model.sampler
-            emitted = len(self.model.rows) // config.forwards_per_shift - (config.chunks_in_flight - 1)
-            self.ahead.append(emitted - int(key.rpartition("/")[2].partition(".")[0]))
+            self.ahead.append(self.emitted - chunk)
         self.inner.put(key, data, *args, **options)
+
+    @property
+    def emitted(self) -> int:
+        """Chunks that have left the window, or leave it with the forward that runs."""
+        config = self.model.sampler
+        return len(self.model.rows) // config.forwards_per_shift - (config.chunks_in_flight - 1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -43,15 +56,16 @@ def test_a_slow_store_slows_the_sampler_and_nothing_piles_up(
     work: Any, monkeypatch: pytest.MonkeyPatch, stage_queue: int
 ) -> None:
     model = work.model()
-    slow = Slow(work.objects, model, 0.03)
+    # Three queues, and three stages with one chunk in their hands.
+    room = 3 * stage_queue + 3
+    slow = Slow(work.objects, model, 0.03, room=room, chunks=61)
     monkeypatch.setattr(worker_main, "store_of", lambda settings: slow)
     work.start(model, stage_queue=stage_queue)
     spec = work.spec(24 * 20)
     work.store.create(spec)
     video = work.wait(spec.id, "completed")
     assert video.state.chunks_ready == len(slow.ahead) == 61
-    # Three queues, three stages with one chunk in their hands, and the one that the engine is about to give.
-    most = 3 * stage_queue + 3 + 1
+    most = room + 1  # the one that the engine is about to give
     middle = slow.ahead[15:-15]
     assert max(slow.ahead) <= most
     assert min(middle) > stage_queue, "the store is what holds it up, not the model"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,11 @@ from app.storage.objects import (
     video_prefix,
 )
 from tests.conftest import Eventually
+from worker import checkpoint, generate, pipeline
 from worker import main as worker_main
-from worker import pipeline
 from worker.checkpoint import unpack_latents
 from worker.direction import prompt_timeline
-from worker.engine import Track
+from worker.engine import Engine, Track
 from worker.media.assemble import probe
 from worker.models.registry import load_model
 from worker.pipeline import Layout, Pipeline
@@ -119,7 +122,7 @@ def test_a_video_is_made_from_request_to_manifest(work: Any, tmp_path: Path) -> 
 
 
 def test_watchers_see_every_chunk_once_and_the_end_last(work: Any) -> None:
-    work.start(work.model(step_seconds=0.01))
+    work.start(work.model(step_seconds=0.03))
     spec = work.spec(60)
     work.store.create(spec)
     work.wait(spec.id, "completed")
@@ -347,9 +350,11 @@ def test_a_real_pipeline_continues_to_the_same_bytes_with_its_weights_loaded_ane
 @pytest.mark.parametrize("damage", ["gone", "garbage", "latents gone", "all gone"])
 def test_a_lost_checkpoint_costs_work_but_not_the_video(work: Any, damage: str) -> None:
     undisturbed, disturbed = work.spec(64), work.spec(64)
-    worker = work.start(work.model(step_seconds=0.005))
+    model = work.model()
+    worker = work.start(model)
     work.store.create(undisturbed)
     work.wait(undisturbed.id, "completed")
+    model.step_seconds = 0.1  # the rest is to be made by the next worker
     work.store.create(disturbed)
     work.wait(disturbed.id, chunks=4)
     worker.stop()
@@ -389,12 +394,127 @@ def test_superseded_checkpoints_go_soon_but_not_at_once(work: Any, monkeypatch: 
     assert kept() == [f"checkpoints/{last:06d}.safetensors"]
 
 
+def test_a_checkpoint_that_was_written_and_not_committed_is_not_taken_for_an_old_one(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = work.spec(200)
+    last = -(-work.model.geometry.latents_for_frames(200) // work.model.sampler.chunk_latents) - 1
+    commit, died = VideoStore.commit_chunk, threading.Event()
+
+    def dies_before(store: Any, video: Any, fence: str, chunk: Any, **changes: Any) -> None:
+        if chunk.index == last and not died.is_set():
+            died.set()
+            raise FenceLost(video.id)  # whatever ends the worker here, the checkpoint is in the store
+        commit(store, video, fence, chunk, **changes)
+
+    monkeypatch.setattr(VideoStore, "commit_chunk", dies_before)
+    monkeypatch.setattr(pipeline, "KEEP_CHECKPOINT_SECONDS", 0.0)
+    worker = work.start(lease_seconds=1.0)
+    work.store.create(spec)
+    assert died.wait(60)
+    worker.stop()
+    assert work.objects.exists(checkpoint_key(spec.id, last))
+    work.start(lease_seconds=1.0)
+    video = work.wait(spec.id, "completed")
+    assert video.state.checkpoint == last
+    assert work.objects.exists(checkpoint_key(spec.id, last)), "an extension begins there"
+
+
+def test_a_full_disk_for_temporary_files_is_waited_for(
+    work: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    full = threading.Event()
+    full.set()
+    scratch = pipeline.scratch_folder
+
+    @contextmanager
+    def refused() -> Iterator[Path]:
+        if full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        with scratch() as folder:
+            yield folder
+
+    monkeypatch.setattr(pipeline, "scratch_folder", refused)
+    work.start(max_attempts=1)
+    spec = work.spec(40)
+    work.store.create(spec)
+    eventually(lambda: work.video(spec.id).state.stalled == "the worker's disk is full or read-only")
+    full.clear()
+    video = work.wait(spec.id, "completed", "failed")
+    assert (video.state.status, video.state.attempts, video.state.stalled) == (Status.COMPLETED, 1, None)
+
+
+def test_a_late_manifest_does_not_hide_an_end_that_clients_have_seen(
+    work: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    spec = work.spec(2400)
+    put, reached, opened, late = work.objects.put, threading.Event(), threading.Event(), threading.Event()
+    armed = threading.Event()
+
+    def slow(store: Any, key: str, data: Any) -> None:
+        if key == manifest_key(spec.id) and armed.is_set() and not reached.is_set():
+            reached.set()
+            assert opened.wait(60)
+            put.__func__(store, key, data)
+            late.set()
+        else:
+            put.__func__(store, key, data)
+
+    monkeypatch.setattr(type(work.objects), "put", slow)
+    work.start(work.model(step_seconds=0.01))
+    work.store.create(spec)
+    work.wait(spec.id, chunks=3)
+    armed.set()
+    assert reached.wait(60)
+    _, fence = work.store.claim(spec.id, "heir")
+    work.start(work.model(step_seconds=0.01))
+    work.store.request_cancel(spec.id)
+    work.store.release(spec.id, fence, "heir:lease", count_attempt=True, standing="next")
+    work.wait(spec.id, "cancelled")
+    assert Manifest.from_json(work.objects.get(manifest_key(spec.id))).state.status is Status.CANCELLED
+    opened.set()
+    assert late.wait(60)
+
+    def corrected() -> bool:
+        kept = Manifest.from_json(work.objects.get(manifest_key(spec.id)))
+        return kept.state.status is Status.CANCELLED
+
+    eventually(corrected)
+
+
+def test_a_checkpoint_of_a_newer_version_is_left_to_a_worker_of_that_version(
+    work: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    monkeypatch.setattr(generate, "NEWER_VERSION_SECONDS", 0.05)
+    spec = work.spec(400)
+    newer = work.start(work.model(step_seconds=0.02))
+    work.store.create(spec)
+    work.wait(spec.id, chunks=2)
+    newer.stop()
+    known = work.video(spec.id).state
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SCHEMA", checkpoint.CHECKPOINT_SCHEMA - 1)
+    tried: list[str] = []
+    claim = VideoStore.claim
+    monkeypatch.setattr(
+        VideoStore, "claim", lambda *args, **named: (tried.append(args[1]), claim(*args, **named))[1]
+    )
+    older = work.start(max_attempts=1)
+    eventually(lambda: len(tried) > 3)
+    older.stop()
+    monkeypatch.undo()
+    given_back = work.video(spec.id).state
+    assert (given_back.status, given_back.attempts) == (Status.QUEUED, known.attempts)
+    work.start()
+    work.wait(spec.id, "completed")
+
+
 def test_a_segment_that_is_missing_at_the_end_fails_the_video_with_a_code(work: Any) -> None:
-    worker = work.start(work.model(step_seconds=0.01))
+    worker = work.start(work.model(step_seconds=0.1))
     spec = work.spec(100)
     work.store.create(spec)
     work.wait(spec.id, chunks=3)
     worker.stop()
+    assert work.video(spec.id).state.chunks_ready < 13
     work.objects.delete(chunk_key(spec.id, 0))
     work.start(max_attempts=1)
     video = work.wait(spec.id, "failed", "completed")
@@ -438,9 +558,11 @@ def test_a_store_that_goes_away_stops_the_sampler_and_costs_nothing(
     undisturbed, disturbed = work.spec(120), work.spec(120)
     work.store.create(undisturbed)
     work.wait(undisturbed.id, "completed")
+    model.hold_at = len(model.rows) + 12  # four chunks of sixteen
     work.store.create(disturbed)
     work.wait(disturbed.id, chunks=3)
     moody.refusal = refusal
+    model.hold_at = None
     work.eventually(lambda: work.video(disturbed.id).state.stalled == reason)
 
     def standing_still() -> bool:
@@ -501,15 +623,25 @@ def test_a_worker_that_lost_its_fence_commits_nothing(work: Any) -> None:
         work.store.controls(spec.id, "an older fence")
 
 
-def test_two_slots_make_two_videos_in_shared_forwards(work: Any) -> None:
+def test_two_slots_make_two_videos_in_shared_forwards(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, joined, add = threading.Barrier(2), [], Engine.add
+
+    def together(engine: Engine, *arguments: Any, **options: Any) -> Track:
+        both.wait(60)  # none is begun before the other can be
+        joined.append(add(engine, *arguments, **options))
+        return joined[-1]
+
+    monkeypatch.setattr(Engine, "add", together)
     model = work.model(step_seconds=0.005)
-    work.start(model, slots=2)
+    # Room for all chunks: a video whose chunks are not encoded in time would leave the other to go on alone.
+    work.start(model, slots=2, stage_queue=16)
     first, second = work.spec(120), work.spec(120, seed=9)
     model.hold.clear()
     work.store.create(first)
     work.store.create(second)
     work.wait(first.id, "in_progress")
     work.wait(second.id, "in_progress")
+    work.eventually(lambda: len(joined) == 2)
     model.hold.set()
     work.wait(first.id, "completed")
     work.wait(second.id, "completed")

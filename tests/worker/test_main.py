@@ -18,8 +18,10 @@ import pytest
 
 from app.embedded import EmbeddedRedis
 from app.jobs.job import Status
+from app.jobs.store import VideoStore
 from app.settings import Settings
 from worker import main as worker_main
+from worker.engine import Engine
 from worker.models.base import ModelLoadError
 
 
@@ -45,9 +47,9 @@ def test_a_video_survives_sigkill_of_its_worker_at_any_point_to_the_same_bytes(
     expected = undisturbed(160)
     spec = work.spec(160)
     work.store.create(spec)
-    worker = work.process({"step_seconds": 0.02})
+    worker = work.process({"step_seconds": 0.05})
     for chunks, pause in ((1, 0.0), (9, 0.013)):
-        successor = work.process({"step_seconds": 0.02}) if chunks < 9 else None
+        successor = work.process({"step_seconds": 0.05}) if chunks < 9 else None
         video = work.wait(spec.id, chunks=chunks)
         assert video.state.status is Status.IN_PROGRESS
         time.sleep(pause)
@@ -63,14 +65,15 @@ def test_a_video_survives_sigkill_of_its_worker_at_any_point_to_the_same_bytes(
 def test_sigterm_hands_a_video_over_at_once_and_exits_0(work: Any, undisturbed: Any) -> None:
     expected = undisturbed(160)
     spec = work.spec(160)
-    worker = work.process({"step_seconds": 0.02})
+    # Neither its end nor that of its lease may come before it is told to stop, or instead of that.
+    worker = work.process({"step_seconds": 0.15}, lease_seconds=30)
     work.store.create(spec)
     held_by = work.wait(spec.id, chunks=3).state.worker
     work.start()
     work.eventually(lambda: len(work.store.workers()) == 2)
     worker.process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
-    assert worker.process.wait(20) == 0
+    assert worker.process.wait(60) == 0
     ended = time.monotonic() - asked
     work.eventually(lambda: work.video(spec.id).state.worker not in ("", held_by))
     taken_over = time.monotonic() - asked
@@ -89,7 +92,7 @@ def test_sigterm_while_the_model_loads_ends_the_process_at_once(work: Any) -> No
     worker = work.process({"load_seconds": 600.0})
     work.eventually(lambda: "loading model" in worker.words, 60)
     worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(10) == 0
+    assert worker.process.wait(60) == 0  # of 600 s
 
 
 def test_a_zombie_that_wakes_up_commits_nothing_and_goes_on_with_other_work(
@@ -98,10 +101,10 @@ def test_a_zombie_that_wakes_up_commits_nothing_and_goes_on_with_other_work(
     expected = undisturbed(120)
     spec = work.spec(120)
     work.store.create(spec)
-    zombie = work.process({"step_seconds": 0.02})
+    zombie = work.process({"step_seconds": 0.1})
     work.wait(spec.id, chunks=3)
     zombie.process.send_signal(signal.SIGSTOP)
-    heir = work.start(work.model(step_seconds=0.02))
+    heir = work.start(work.model(step_seconds=0.1))
     work.eventually(lambda: work.video(spec.id).state.attempts == 2, 60)
     zombie.process.send_signal(signal.SIGCONT)
     work.wait(spec.id, "completed")
@@ -111,6 +114,24 @@ def test_a_zombie_that_wakes_up_commits_nothing_and_goes_on_with_other_work(
     work.store.create(other)
     work.wait(other.id, "completed")
     assert "taken over" in zombie.words
+
+
+def test_a_worker_that_slept_past_its_lease_takes_its_video_back_while_nobody_else_has_it(
+    work: Any,
+) -> None:
+    spec = work.spec(24 * 600)
+    work.store.create(spec)
+    sleeper = work.process({"step_seconds": 0.05})
+    held_by = work.wait(spec.id, chunks=2).state.worker
+    sleeper.process.send_signal(signal.SIGSTOP)
+    work.eventually(lambda: work.store.reconcile(2.0) == [spec.id])
+    lost = work.video(spec.id).state
+    assert (lost.status, lost.worker) == (Status.QUEUED, "")
+    sleeper.process.send_signal(signal.SIGCONT)
+    work.eventually(lambda: work.video(spec.id).state.worker == held_by)
+    back = work.wait(spec.id, chunks=lost.chunks_ready + 2).state
+    assert (back.status, back.attempts) == (Status.IN_PROGRESS, 1)
+    assert "taken over" not in sleeper.words
 
 
 def test_a_forward_that_hangs_ends_the_process_and_the_video_fails_after_its_attempts(work: Any) -> None:
@@ -134,10 +155,13 @@ def test_redis_killed_and_started_again_in_mid_video_costs_nothing(
     expected, disturbed = work.spec(120), work.spec(120)
     work.store.create(expected)
     work.wait(expected.id, "completed")
+    model.step_seconds = 0.05
     work.store.create(disturbed)
     work.wait(disturbed.id, chunks=3)
+    model.hold.clear()  # or it would have ended before all is written down
     work.store.redis.execute_command("WAITAOF", 1, 0, 5000)
     own_redis.kill()
+    model.hold.set()
 
     def standing_still() -> bool:
         forwards = len(model.rows)
@@ -149,36 +173,39 @@ def test_redis_killed_and_started_again_in_mid_video_costs_nothing(
     video = work.wait(disturbed.id, "completed", "failed")
     assert video.state.status is Status.COMPLETED
     assert work.digests(disturbed.id) == work.digests(expected.id)
-    work.eventually(work.store.models, 20)
+    work.eventually(work.store.models)
     worker.stop()
 
 
 def test_a_worker_waits_for_redis_and_can_be_stopped_meanwhile(work: Any, own_redis: EmbeddedRedis) -> None:
     work.use(own_redis.url)
     own_redis.kill()
-    work.start().stop(10)
+    work.start().stop()
     worker = work.start()
     own_redis.start()
     spec = work.spec(1)
     work.store.create(spec)
     work.wait(spec.id, "completed")
     own_redis.kill()
-    worker.stop(10)
+    worker.stop()
 
 
 def test_a_worker_stopped_while_redis_is_away_leaves_the_video_to_the_next(
     work: Any, own_redis: EmbeddedRedis
 ) -> None:
     work.use(own_redis.url)
-    worker = work.start(work.model(step_seconds=0.01))
+    model = work.model(step_seconds=0.05)
+    worker = work.start(model, lease_seconds=2.0)
     spec = work.spec(120)
     work.store.create(spec)
     work.wait(spec.id, chunks=3)
+    model.hold.clear()  # or it would have ended before all is written down
     work.store.redis.execute_command("WAITAOF", 1, 0, 5000)
     own_redis.kill()
-    worker.stop(10)
+    model.hold.set()
+    worker.stop()
     own_redis.start()
-    work.start()
+    work.start(lease_seconds=2.0)
     video = work.wait(spec.id, "completed", "failed")
     assert video.state.status is Status.COMPLETED
 
@@ -192,6 +219,33 @@ def test_a_worker_tells_what_it_can_make_and_that_it_lives(work: Any) -> None:
     worker.stop()
     assert work.store.workers() == []
     assert "stand-in" in work.store.models()
+
+
+def test_heartbeat_and_watchdog_go_on_after_an_unexpected_error(
+    work: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing_at_first(kind: type, name: str) -> list[None]:
+        real, calls = getattr(kind, name), list[None]()
+
+        def call(self: Any, *given: Any) -> Any:
+            calls.append(None)
+            if len(calls) == 1:
+                raise MemoryError(name)
+            return real(self, *given)
+
+        monkeypatch.setattr(kind, name, call)
+        return calls
+
+    beats = failing_at_first(VideoStore, "register_model")
+    looks = failing_at_first(Engine, "busy_seconds")
+    work.start(stall_seconds=1.0)
+    work.eventually(lambda: len(beats) > 2 and len(looks) > 2, 20)
+    assert len(work.store.workers()) == 1
+    told = [record.getMessage() for record in caplog.records if record.exc_info]
+    assert sorted(told) == [
+        "unexpected error; the heartbeat goes on",
+        "unexpected error; the watchdog goes on",
+    ]
 
 
 def run_worker(settings: Settings, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -269,7 +323,7 @@ def test_logs_are_json_on_request_and_hold_no_password(work: Any, own_redis: Emb
     work.wait(spec.id, "completed")
     own_redis.kill()
     worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(20) == 0
+    assert worker.process.wait(60) == 0
     lines = [json.loads(line) for line in worker.words.splitlines()]
     assert any(line.get("video") == spec.id for line in lines)
     assert own_redis.password not in worker.words

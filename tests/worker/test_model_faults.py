@@ -12,9 +12,9 @@ import torch
 from app.jobs.job import Status
 from app.jobs.manifest import Manifest
 from app.jobs.store import events_key
-from app.storage.objects import manifest_key
+from app.storage.objects import latents_key, manifest_key
 from worker import main as worker_main
-from worker.checkpoint import CheckpointTooNew
+from worker.checkpoint import unpack_latents
 from worker.generate import fault, ran_out_of_memory
 from worker.media.encode import EncodingError
 from worker.models.base import InvalidOutput
@@ -56,7 +56,6 @@ def test_faults_have_codes_and_messages_without_details() -> None:
     for error, code in (
         (BlackFrames("chunks 3 to 5"), "black_frames"),
         (InvalidOutput("/secret"), "invalid_output"),
-        (CheckpointTooNew("/secret"), "newer_version"),
         (caused(StageError("decode"), RuntimeError("/secret")), "model_error"),
         (caused(StageError("upload"), KeyError("/secret")), "internal_error"),
     ):
@@ -77,7 +76,7 @@ def test_black_is_no_pixel_above_the_level_wherever_it_is() -> None:
 def test_a_process_that_ran_out_of_memory_hands_over_and_is_replaced(work: Any) -> None:
     long, greedy, after = work.spec(400), work.spec(prompt="memory"), work.spec(1)
     expected = work.spec(400)
-    worker = work.process({"step_seconds": 0.02}, slots=2, max_attempts=2)
+    worker = work.process({"step_seconds": 0.1}, slots=2, max_attempts=2)
     work.store.create(long)
     held_by = work.wait(long.id, chunks=1).state.worker
     work.store.create(greedy)
@@ -146,6 +145,57 @@ def test_a_decoder_that_hangs_ends_the_process_too(work: Any) -> None:
     work.store.create(spec)
     worker = work.process({"decode_seconds": 3600.0}, stall_seconds=0.5)
     assert worker.process.wait(60) == worker_main.EXIT_STALLED
-    assert "the decoder has been at one chunk" in worker.words
+    assert "a decoder or encoder has been at one chunk" in worker.words
     work.start()
     work.wait(spec.id, "completed")
+
+
+def test_a_decoder_that_hangs_while_a_video_is_resumed_ends_the_process_too(work: Any) -> None:
+    spec = work.spec(2400)
+    worker = work.start(work.model(step_seconds=0.05))
+    work.store.create(spec)
+    work.wait(spec.id, chunks=3)
+    worker.stop()
+    process = work.process({"decode_seconds": 3600.0}, stall_seconds=0.5).process
+    assert process.wait(60) == worker_main.EXIT_STALLED
+
+
+def test_videos_that_take_turns_show_no_black_chunk_and_fail_when_all_is_black(work: Any) -> None:
+    model = work.model(step_seconds=0.002)
+    model.black = True
+    work.start(model, max_attempts=2, black_chunks=3, turn_seconds=0.0)
+    specs = [work.spec(480), work.spec(480)]
+    for spec in specs:
+        work.store.create(spec)
+    for spec in specs:
+        video = work.wait(spec.id, "completed", "failed")
+        assert (video.state.status, video.state.chunks_ready) == (Status.FAILED, 0)
+        assert video.state.error.code == "black_frames"
+
+
+def test_a_short_black_scene_is_part_of_the_video_also_where_turns_are_as_short(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = work.model(step_seconds=0.002)
+    decode = work.stand_in.StandInDecoder._next
+
+    def dark_in_between(decoder: Any, latent: Any) -> Any:
+        frames = decode(decoder, latent)
+        return frames * 0 if any(torch.equal(latent, known) for known in blackened) else frames
+
+    first = work.spec(240)
+    worker = work.start(model)
+    work.store.create(first)
+    work.wait(first.id, "completed")
+    worker.stop()
+    scene = [unpack_latents(work.objects.get(latents_key(first.id, chunk))) for chunk in (4, 5)]
+    blackened = [latents[0, :, place] for latents in scene for place in range(latents.shape[2])]
+
+    monkeypatch.setattr(work.stand_in.StandInDecoder, "_next", dark_in_between)
+    work.start(model, max_attempts=2, black_chunks=3, turn_seconds=0.0)
+    specs = [work.spec(240), work.spec(240)]
+    for spec in specs:
+        work.store.create(spec)
+    for spec in specs:
+        video = work.wait(spec.id, "completed", "failed")
+        assert (video.state.status, video.state.frames_ready) == (Status.COMPLETED, 240)

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+import av
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -78,13 +79,7 @@ def test_a_stopped_channel_lets_go_of_who_waits(side: str) -> None:
     threading.Thread(target=wait, daemon=True).start()
     assert not ended.wait(0.05)
     channel.stop()
-    assert ended.wait(5)
-
-
-def no_space() -> AssemblyError:
-    error = AssemblyError("cannot write")
-    error.__cause__ = OSError(errno.ENOSPC, "no space")
-    return error
+    assert ended.wait(60)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +87,8 @@ def no_space() -> AssemblyError:
     [
         (StoreUnavailable("x"), "storage is not reachable"),
         (StoreFull("x"), "disk is full"),
-        (no_space(), "disk is full"),
+        (OSError(errno.ENOSPC, "no space"), "the worker's disk is full or read-only"),
+        (av.error.OSError(errno.EROFS, "read-only"), "the worker's disk is full or read-only"),
         (StoreMisconfigured("x"), "storage refuses access or does not exist"),
         (RedisConnectionError("x"), "Redis is not reachable"),
     ],
@@ -112,7 +108,9 @@ def test_what_passes_is_tried_again_and_the_reason_is_known_meanwhile(error: Exc
     assert patience.reason is None
 
 
-@pytest.mark.parametrize("error", [ObjectNotFound("x"), AssemblyError("a gap"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [ObjectNotFound("x"), AssemblyError("a gap"), KeyError("x"), OSError(errno.EIO, "x")]
+)
 def test_what_waiting_cannot_mend_is_raised_at_once(error: Exception) -> None:
     calls: list[int] = []
 
@@ -123,6 +121,28 @@ def test_what_waiting_cannot_mend_is_raised_at_once(error: Exception) -> None:
     with pytest.raises(type(error)):
         Patience(threading.Event(), max_seconds=0.01, log=LOG)(broken)
     assert len(calls) == 1
+
+
+def test_the_reason_of_a_wait_stays_known_while_a_part_of_the_action_waits_too() -> None:
+    patience = Patience(threading.Event(), max_seconds=0.01, log=LOG)
+    reasons: list[str | None] = []
+
+    def part() -> None:
+        reasons.append(patience.reason)
+        if len(reasons) in (1, 3):
+            raise StoreUnavailable("x")
+
+    def whole() -> None:
+        patience(part)
+        reasons.append(patience.reason)
+        if len(reasons) < 5:
+            raise OSError(errno.ENOSPC, "no space")
+
+    patience(whole)
+    store, disk = "storage is not reachable", "the worker's disk is full or read-only"
+    assert reasons[:3] == [None, store, None]
+    assert reasons[3:] == [disk, disk]
+    assert patience.reason is None
 
 
 def test_waits_grow_up_to_the_longest() -> None:

@@ -84,7 +84,7 @@ def test_the_bucket_alone_gives_back_every_record_and_unfinished_videos_go_on_to
     cut, urgent, paused = (work.spec(200), work.spec(200, priority="high"), work.spec(200))
     for spec in (cut, urgent, paused):
         # The manifest is written when a worker takes the video, and then not for a long time: it is far behind.
-        worker = work.start(work.model(step_seconds=0.01), manifest_seconds=600.0)
+        worker = work.start(work.model(step_seconds=0.05), manifest_seconds=600.0)
         made(work, spec, chunks=2)
         worker.stop()
         work.store.redis.hdel(ACTIVE_KEY, spec.id)
@@ -155,15 +155,20 @@ def test_the_bucket_alone_gives_back_every_record_and_unfinished_videos_go_on_to
 
 
 def test_a_working_service_is_not_disturbed_and_newer_records_stay(work: Any) -> None:
-    work.start(work.model(step_seconds=0.01), manifest_seconds=600.0)
+    model = work.model(step_seconds=0.01)
+    model.hold_at = 80  # of 106: for 38 of its 51 chunks, so that the other video waits as long as this looks
+    work.start(model, manifest_seconds=600.0)
     running, behind = work.spec(400), work.spec(40)
     made(work, running, chunks=4)
     work.store.create(behind)
-    end = time.monotonic() + 1.0
-    while time.monotonic() < end:
+    end, ready = time.monotonic() + 60.0, 0
+    while ready < 38:
+        assert time.monotonic() < end
+        ready = work.video(running.id).state.chunks_ready
         found = run_recover(work)
         assert outcomes(found)[running.id] is Restored.KEPT
         assert behind.id not in found, "it has no manifest: no worker has begun it"
+    model.hold_at = None
     work.wait(behind.id, "completed")
     video = work.wait(running.id, "completed")
     assert video.state.attempts == 1
@@ -172,11 +177,15 @@ def test_a_working_service_is_not_disturbed_and_newer_records_stay(work: Any) ->
 
 
 def test_a_redis_that_came_back_from_an_old_copy_learns_what_happened_since(work: Any) -> None:
-    worker = work.start(work.model(step_seconds=0.01), manifest_seconds=0)
+    model = work.model(step_seconds=0.01)
+    model.hold_at = 8  # the copy is of a video that has made two chunks at most
+    worker = work.start(model, manifest_seconds=0)
     ended, going = work.spec(60), work.spec(400)
     made(work, ended, chunks=1)
     copies = {ended.id: work.store.redis.hgetall(video_key(ended.id))}
+    model.hold_at = None
     work.wait(ended.id, "completed")
+    model.step_seconds = 0.05
     made(work, going, chunks=1)
     copies[going.id] = work.store.redis.hgetall(video_key(going.id))
     work.wait(going.id, chunks=6)
@@ -246,6 +255,20 @@ def test_a_wish_to_cancel_outlives_redis(work: Any) -> None:
     work.wait(spec.id, "cancelled")
     assert model.rows == [], "not one forward"
     assert work.objects.exists(final_key(spec.id))
+
+
+def test_a_video_that_was_paused_while_it_ran_stays_paused(work: Any) -> None:
+    worker = work.start(work.model(step_seconds=0.02), manifest_seconds=600.0)
+    spec = work.spec(2400)
+    made(work, spec, chunks=2)
+    work.store.request_pause(spec.id)
+    paused = work.wait(spec.id, "paused")
+    worker.stop()
+    assert kept(work, spec.id).state.chunks_ready == paused.state.chunks_ready
+    work.store.redis.flushall()
+    assert outcomes(run_recover(work)) == {spec.id: Restored.PAUSED}
+    assert work.video(spec.id).state.status is Status.PAUSED
+    assert waiting(work, spec) == []
 
 
 def test_a_worker_whose_redis_was_emptied_and_restored_hands_its_video_over(work: Any) -> None:

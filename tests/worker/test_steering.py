@@ -288,7 +288,7 @@ def test_an_answer_lost_while_steering_does_not_let_the_chunk_slip_by(
         return answer
 
     monkeypatch.setattr(VideoStore, "settle", losing)
-    work.start(work.model(step_seconds=0.002))
+    work.start(work.model(step_seconds=0.01))
     spec = work.spec(24 * 20)
     work.store.create(spec)
     work.wait(spec.id, chunks=3)

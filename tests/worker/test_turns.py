@@ -63,11 +63,14 @@ def test_a_paused_video_frees_its_worker_and_goes_on_elsewhere_to_the_same_bytes
     assert work.video(spec.id).state == state, "it rests"
     worker.stop()
 
-    work.start(work.model(step_seconds=0.01))
+    model = work.model(step_seconds=0.01)
+    model.hold_at = 8  # four chunks further, when most are still to be made
+    work.start(model)
     work.store.resume(spec.id)
     again = work.wait(spec.id, chunks=state.chunks_ready + 2)
     assert again.state.status is Status.IN_PROGRESS
     work.store.request_pause(spec.id)
+    model.hold_at = None
     work.wait(spec.id, "paused")
     work.store.resume(spec.id)
     assert work.wait(spec.id, "completed").state.attempts == 1
@@ -80,7 +83,7 @@ def test_a_pause_before_the_first_chunk_and_one_while_the_last_is_made_cost_noth
     work: Any, undisturbed: Callable[[int], list[str]]
 ) -> None:
     expected = undisturbed(FRAMES)
-    model = work.model()
+    model = work.model(step_seconds=0.05)
     model.hold.clear()
     work.start(model)
     spec = work.spec(FRAMES)
@@ -208,7 +211,7 @@ def test_sigkill_while_a_video_comes_to_rest_loses_nothing(
 ) -> None:
     expected = undisturbed(FRAMES)
     spec = work.spec(FRAMES, priority="low")
-    worker = work.process({"step_seconds": 0.05})
+    worker = work.process({"step_seconds": 0.3})  # killed long before it comes to the end of a chunk
     work.store.create(spec)
     work.wait(spec.id, chunks=2)
     if wanted == "paused":

@@ -346,6 +346,31 @@ def test_who_has_lost_its_fence_is_told_so(scene: Scene) -> None:
         scene.asks(spec)
 
 
+def test_who_makes_room_and_was_deleted_meanwhile_is_told_that_it_is_gone(scene: Scene) -> None:
+    spec = scene.submit()
+    scene.take()
+    video = scene.store.get(spec.id)
+    assert video is not None
+    scene.store.delete(video)
+    with pytest.raises(VideoGone):
+        scene.asks(spec)
+
+
+@pytest.mark.parametrize("reason", ["outranked", "turn_over"])
+def test_who_is_to_make_room_is_told_so_again_when_the_answer_was_lost(scene: Scene, reason: str) -> None:
+    slots(scene, 1)
+    low = scene.submit(priority="low")
+    scene.take()
+    scene.submit(priority="high")
+    if reason == "turn_over":
+        scene.began(low, 1e6)
+    assert [scene.asks(low) for _ in range(3)] == [reason] * 3
+    scene.give_back(low)
+    scene.take()
+    assert scene.take() == low.id
+    assert scene.asks(low) is None, "a new turn"
+
+
 # -- pause and resume -----------------------------------------------------------------------------------
 
 
@@ -414,14 +439,29 @@ def test_what_was_let_in_comes_back_into_a_full_line(make_scene: Callable[..., S
     running, paused = scene.submit(), scene.submit()
     scene.take()
     scene.store.request_pause(paused.id)
-    for _ in range(2):
-        scene.submit()
+    scene.submit()
     with pytest.raises(QueueFull):
         scene.submit()
     scene.submit(model="other")  # it has workers of its own
     assert scene.give_back(running) is Status.QUEUED
     assert scene.store.resume(paused.id).state.status is Status.QUEUED
-    assert len(scene.line.order("m").waiting) == 4
+    assert len(scene.line.order("m").waiting) == 3
+
+
+def test_a_pause_makes_no_room_in_a_full_line(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene(max_queued=3)
+    specs = [scene.submit() for _ in range(3)]
+    for spec in specs:
+        scene.store.request_pause(spec.id)
+    with pytest.raises(QueueFull):
+        scene.submit()
+    scene.store.request_cancel(specs[0].id)
+    scene.submit()
+    scene.store.resume(specs[1].id)
+    with pytest.raises(QueueFull):
+        scene.submit()
+    scene.take()
+    scene.submit()
 
 
 # -- estimates ------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from app.jobs.manifest import Manifest
 from app.jobs.migrations import RecordDamaged, RecordTooNew, migrated
 from app.jobs.store import (
     ACTIVE_KEY,
+    EXPIRING_KEY,
     MODELS_KEY,
     RECONCILED_KEY,
     IdempotencyMismatch,
@@ -230,6 +231,25 @@ def test_a_record_that_cannot_be_read_harms_no_other(
     store.redis.delete(RECONCILED_KEY)
     assert store.reconcile(0.0) == [good]
     assert {i.decode() for i in store.redis.hkeys(ACTIVE_KEY)} == {good, newer, damaged}
+
+
+def test_an_expired_video_of_a_newer_version_is_left_to_that_version(api: Api) -> None:
+    store = api.worker.videos
+    newer, damaged, old = (api.create()["id"] for _ in range(3))
+    for age, video_id in enumerate((newer, damaged, old)):
+        api.worker.claim(video_id)
+        api.worker.finish(video_id)
+        store.redis.zadd(EXPIRING_KEY, {video_id: 1.0 + age})
+    change(store, newer, lambda spec: spec.update(schema_version=99))
+    store.redis.hset(video_key(damaged), "spec", "{")
+    try:
+        for _ in range(2):
+            assert [video.id for video in store.expired(1)] == [old], "nothing that stays stands before it"
+        assert {i.decode() for i in store.redis.zrange(EXPIRING_KEY, 0, -1)} == {newer, old}
+        change(store, newer, lambda spec: spec.update(schema_version=SCHEMA_VERSION))
+        assert [video.id for video in store.expired(10)] == [newer, old]
+    finally:
+        store.redis.delete(EXPIRING_KEY)
 
 
 def test_the_bucket_of_an_older_version_is_restored(store: VideoStore, api: Api) -> None:

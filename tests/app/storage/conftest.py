@@ -88,7 +88,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for server in servers:
             server.terminate()
         for server in servers:
-            server.wait(10)
+            server.wait(60)
 
 
 @pytest.fixture(params=["filesystem", "moto", "swift"])
@@ -201,14 +201,14 @@ def _start_swift(base: Path, role: str) -> subprocess.Popen[bytes]:
 
 def _wait_for_swift(ports: dict[str, int], servers: list[subprocess.Popen[bytes]]) -> None:
     """Until all four answer: a proxy that meets one too early asks it for nothing for a minute."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     with httpx.Client(trust_env=False) as client:
         for role, port in ports.items():
             health = role == "proxy"
             url = f"http://127.0.0.1:{port}/" + ("healthcheck" if health else "")
             while True:
                 assert all(server.poll() is None for server in servers), "a Swift server ended at once"
-                assert time.monotonic() < deadline, "Swift did not start within 60 seconds"
+                assert time.monotonic() < deadline, "Swift did not start within 180 seconds"
                 try:
                     if client.get(url).status_code == 200 or not health:
                         break
