@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from app.jobs.job import Status, Video
+from app.jobs.job import Video
 from app.jobs.store import VideoStore
 from app.storage import ObjectStore, StoreMisconfigured
 from app.storage.objects import manifest_key, video_prefix
@@ -27,8 +27,8 @@ def remove(video: Video, store: VideoStore, objects: ObjectStore) -> None:
     objects.delete(manifest_key(video.id))
     objects.delete_prefix(video_prefix(video.id))
     store.delete(video)
-    if video.state.status is Status.IN_PROGRESS:
-        objects.delete_prefix(video_prefix(video.id))  # a chunk may have been uploaded in between
+    if not video.state.status.terminal:
+        objects.delete_prefix(video_prefix(video.id))  # somebody may have written something in between
 
 
 def sweep(store: VideoStore, objects: ObjectStore) -> list[str]:

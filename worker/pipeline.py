@@ -576,7 +576,9 @@ def _confirm_end(video_id: str, store: VideoStore, objects: ObjectStore) -> None
     """Writes the last manifest once more if a late one of another worker is in its place."""
     try:
         told = Manifest.from_json(objects.get(manifest_key(video_id))).state.status.terminal
-    except (ObjectNotFound, RecordError):
+    except ObjectNotFound:
+        return  # the video is being deleted
+    except RecordError:
         told = False
     if not told:
         keep_manifest(video_id, store, objects)

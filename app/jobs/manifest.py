@@ -65,3 +65,5 @@ def keep_manifest(video_id: str, store: VideoStore, objects: ObjectStore) -> Non
         written, video = video, store.get(video_id)
         if video is not None and video.state.status is written.state.status:
             return
+        if video is None and store.was_deleted(video_id):
+            objects.delete(manifest_key(video_id))
