@@ -28,9 +28,7 @@ class LatentSet:
     start_videos: int
     start_latents: int
     batch: int
-    settle: (
-        int  # latents at the beginning of a long or turning video that still depend on its being a beginning
-    )
+    settle: int  # latents at the beginning of all but the start videos that still depend on its being one
     turning_videos: int = 0  # of `worker.training.turns`
     turning_latents: int = 20
     bf16: bool = False
@@ -51,9 +49,7 @@ class Clips:
     latents: Tensor  # (N, z, n, h, w), normalised
     near: Tensor  # (N, n, h, w) in 0..1: whether the shape comes near the latent's pixels
     attributes: list[scenes.SceneAttributes]  # of clips that turn: after the turn
-    turn: Tensor | None = (
-        None  # (N, 2) of clips that turn: the first latent that has begun to, the first that has
-    )
+    turn: Tensor | None = None  # (N, 2) where clips turn: first latent that has begun to, first that has
 
 
 @dataclass(frozen=True)
