@@ -553,6 +553,8 @@ class Generation:
                     return Outcome.DROPPED
                 time.sleep(0.05)
             else:
+                if video.state.status.terminal:
+                    return Outcome.DONE
                 paused = video.state.status is Status.PAUSED
                 if paused:
                     self._keep_pause()

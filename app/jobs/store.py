@@ -70,6 +70,7 @@ from app.jobs.job import (
     Video,
     VideoSpec,
     VideoState,
+    WebhookEvent,
 )
 from app.jobs.line import Line, Taken, Yield, blocked_key, served_key, speed_kind
 from app.jobs.manifest import Manifest
@@ -180,6 +181,7 @@ _LAST_EVENTS: Mapping[Status, EventType] = {
     Status.FAILED: "failed",
     Status.CANCELLED: "cancelled",
 }
+_WEBHOOKS: Mapping[Status, WebhookEvent] = {Status(name): event for name, event in ENDED.items()}
 
 
 class Restored(StrEnum):
@@ -756,6 +758,10 @@ class VideoStore:
                 return Restored.KEPT
             if not dry_run:
                 self._write_restored(pipe, name, video, manifest)
+                if known is not None and (event := _WEBHOOKS.get(state.status)) is not None:
+                    # Redis took it for unfinished, so its owner was not told of the end.
+                    told = deliveries_of(spec, event, state.completed_at or time.time())
+                    self.deliveries.enqueue(pipe, video_key(spec.id), told)
             if state.status.terminal:
                 return Restored.ENDED
             return Restored.PAUSED if state.status is Status.PAUSED else Restored.QUEUED
@@ -888,7 +894,7 @@ class VideoStore:
         """Gives up a claimed video and its lease `member`: back in line, or to rest if a pause was asked for.
 
         With `count_attempt` false the attempt that ends here is taken back: to make room for another is no failure.
-        Returns the video as it is now. Raises `FenceLost` and `VideoGone`.
+        One that has ended stays as it is. Returns the video as it is now. Raises `FenceLost` and `VideoGone`.
         """
 
         def transact(pipe: Connection) -> Video:
@@ -898,6 +904,9 @@ class VideoStore:
                 raise VideoGone(video_id)
             if raw[b"fence"].decode() != fence:
                 raise FenceLost(video_id)
+            if video.state.status.terminal:  # an end that its worker had not heard of yet stays one
+                pipe.multi()
+                return video
             state, spec, now = video.state, video.spec, self._now()
             rests = state.pause_requested and not state.cancel_requested
             back = 0 if count_attempt else 1

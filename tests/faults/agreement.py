@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
 from itertools import pairwise
 
 import av
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 
-from app.client import VideoEvent
-from app.jobs.job import Priority, Status
+from app.client import NotFound, VideoEvent
+from app.jobs.job import Priority, Status, Video
 from app.jobs.manifest import Manifest
 from app.jobs.queue import leases_key, queue_names, waiting_key
-from app.jobs.store import ACTIVE_KEY, chunks_key, events_key
+from app.jobs.store import ACTIVE_KEY, chunks_key, deleted_key, events_key
 from app.storage.objects import checkpoint_key, manifest_key, video_prefix
 from tests.faults.cluster import Cluster, until
+
+ROUNDING = 1.0
+"""Of 255: how far the pictures of shared forwards may be from those of a video alone, on the average."""
 
 TERMINAL = ("completed", "failed", "cancelled")
 
@@ -30,6 +35,8 @@ class Request:
     prompt: str = "a red circle"
     seconds: float = 8.0
     seed: int = 1
+    later: tuple[tuple[float, str], ...] = ()
+    """Prompts that follow, each with the second from which it counts."""
 
     @property
     def frames(self) -> int:
@@ -42,12 +49,27 @@ class Undisturbed:
 
     request: Request
     objects: dict[str, str]
+    final: bytes = b""
+    """Its file."""
+
+    @property
+    def segments(self) -> list[str]:
+        return _segments(self.objects)
 
 
 def create(cluster: Cluster, request: Request, replica: int = 0, priority: Priority = "normal") -> str:
     """Asks one of the replicas for a video and returns its id."""
     client = cluster.client(replica)
-    return client.create(request.prompt, seconds=request.seconds, seed=request.seed, priority=priority).id
+    prompts = [{"at": at, "text": text} for at, text in ((0.0, request.prompt), *request.later)]
+    return client.create(prompts=prompts, seconds=request.seconds, seed=request.seed, priority=priority).id
+
+
+def asked_of(video: Video) -> Request:
+    """The request that says at once what was asked of a video bit by bit."""
+    spec = video.spec
+    assert video.seconds is not None
+    later = tuple((prompt.at, prompt.text) for prompt in spec.prompts[1:])
+    return Request(spec.prompt, video.seconds, spec.seed, later)
 
 
 def objects_of(cluster: Cluster, video_id: str) -> dict[str, str]:
@@ -59,13 +81,14 @@ def objects_of(cluster: Cluster, video_id: str) -> dict[str, str]:
 
 def undisturbed(cluster: Cluster, requests: Iterable[Request]) -> dict[Request, Undisturbed]:
     """Makes each video once with a single worker that is left alone."""
-    worker = cluster.worker()
+    worker = cluster.worker(slots=1)
     ids = {request: create(cluster, request) for request in requests}
     made = {}
     for request, video_id in ids.items():
         video = cluster.wait(video_id, *TERMINAL, seconds=300)
         assert (video.state.status, video.state.attempts) == (Status.COMPLETED, 1), video.state
-        made[request] = Undisturbed(request, objects_of(cluster, video_id))
+        final = cluster.client().read(video_id)
+        made[request] = Undisturbed(request, objects_of(cluster, video_id), final)
         assert_agreement(cluster, video_id, made[request])
     cluster.end_workers()
     assert worker.code == 0
@@ -79,12 +102,14 @@ def assert_agreement(
     *,
     watched: Sequence[VideoEvent] | None = None,
     redis_survived: bool = True,
+    shared: bool = False,
     replica: int = 0,
 ) -> None:
     """Redis, bucket, events, playlist and files tell the same, and it is what the undisturbed video is.
 
     `watched` are the events that a client saw live, over however many connections. Without `redis_survived` a live
     client may have been told of a chunk again, because a killed Redis can forget what it had not yet written.
+    With `shared`, forwards were shared with other videos: the pictures may differ by rounding.
     """
     video = cluster.video(video_id)
     state, frames = video.state, expected.request.frames
@@ -93,6 +118,9 @@ def assert_agreement(
 
     # The bucket: every object that there should be, to the byte, and no other.
     objects = objects_of(cluster, video_id)
+    if shared:
+        assert objects.keys() == expected.objects.keys(), _difference(objects, expected.objects)
+        expected = replace(expected, objects=objects)
     assert objects == expected.objects, _difference(objects, expected.objects)
 
     # Redis.
@@ -142,6 +170,56 @@ def assert_agreement(
     times = frame_times(final)
     assert len(times) == frames
     assert all(abs(time - number / 24) < 1e-3 for number, time in enumerate(times))
+    if shared:
+        apart = np.abs(_pixels(final) - _pixels(expected.final))
+        assert apart.mean() < ROUNDING, (
+            f"the pictures differ by {apart.mean():.2f} of 255, at most {apart.max():.0f}"
+        )
+
+
+def assert_cancelled(cluster: Cluster, video_id: str, expected: Undisturbed, shared: bool = False) -> None:
+    """It ended as cancelled, and the chunks it has are the first ones of the undisturbed video, and can be played."""
+    state = cluster.video(video_id).state
+    assert (state.status, state.error, state.stalled) == (Status.CANCELLED, None, None)
+    chunks = cluster.store.chunks(video_id)
+    assert [chunk.index for chunk in chunks] == list(range(state.chunks_ready))
+    assert sum(chunk.frames for chunk in chunks) == state.frames_ready
+    if not shared:
+        assert [chunk.sha256 for chunk in chunks] == expected.segments[: len(chunks)]
+    client = cluster.client()
+    history = list(client.events(video_id))
+    assert [event.chunk.index for event in history if event.chunk] == list(range(len(chunks)))
+    assert [event.type for event in history if event.terminal] == ["cancelled"]
+    manifest = Manifest.from_json(cluster.objects.get(manifest_key(video_id))) if chunks else None
+    if manifest is not None:
+        assert (manifest.state.status, list(manifest.chunks)) == (Status.CANCELLED, chunks)
+        served = [client.read_chunk(video_id, chunk.index, form="m4s") for chunk in chunks]
+        assert [sha256(data).hexdigest() for data in served] == [chunk.sha256 for chunk in chunks]
+        assert len(frame_times(client.read_init(video_id) + b"".join(served))) == state.frames_ready
+        assert len(frame_times(client.read(video_id, so_far=True))) == state.frames_ready
+
+
+def assert_deleted(cluster: Cluster, video_id: str, seconds: float) -> None:
+    """Nothing of it is served, and nothing is left in the bucket, nor in Redis but the mark that it was deleted."""
+    client = cluster.client()
+    for ask in (client.retrieve, client.read):
+        try:
+            ask(video_id)
+        except NotFound:
+            continue
+        raise AssertionError(f"{video_id} was deleted and answers")
+    redis = cluster.store.redis
+    mark = deleted_key(video_id).encode()
+
+    def left() -> list[str]:
+        objects = [info.key for info in cluster.objects.list(video_prefix(video_id))]
+        keys = [key for key in redis.scan_iter(match=f"*{video_id}*", count=1000) if key != mark]
+        return [*objects, *map(bytes.decode, keys)]
+
+    try:
+        until(lambda: not left(), "nothing is left of a deleted video", seconds)
+    except AssertionError as error:
+        raise AssertionError(f"left of {video_id}, which was deleted: {left()}\n{cluster.logs()}") from error
 
 
 def assert_history(events: Sequence[VideoEvent], expected: Undisturbed) -> None:
@@ -181,6 +259,12 @@ def assert_no_leftovers(cluster: Cluster, seconds: float = 30.0) -> None:
 def _completed(cluster: Cluster) -> list[str]:
     videos, _ = cluster.store.page("", limit=10_000, status=Status.COMPLETED)
     return [video.id for video in videos]
+
+
+def _pixels(data: bytes) -> NDArray[np.float32]:
+    with av.open(BytesIO(data)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames).astype(np.float32)
 
 
 def frame_times(data: bytes) -> list[float]:

@@ -20,14 +20,29 @@ from moto.server import ThreadedMotoServer
 from tests.faults.agreement import undisturbed
 from tests.faults.cluster import ROOT, Cluster, running_cluster
 from tests.faults.conftest import REQUESTS
-from tests.faults.rounds import WISHES, Fault, Round, at_random, every_boundary, with_wishes
+from tests.faults.rounds import (
+    WISHES,
+    Fault,
+    Round,
+    at_random,
+    every_boundary,
+    with_orders,
+    with_wishes,
+)
 from tests.worker import tiny
 
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"
 
 # Below 100: ten faults of every kind at random. From 100 on: a kill at each boundary, at another chunk each time. From
-# 200 on: faults at random and as many wishes of clients.
-SEEDS: tuple[int, ...] = (*range(1, 21), *range(100, 105), *range(200, 208))
+# 200 on: faults at random and as many pauses and urgent videos. From 300 on: as many orders (steer, lengthen, finish,
+# cancel, delete). From 400 on: faults and orders while each worker makes two videos at once.
+SEEDS: tuple[int, ...] = (
+    *range(1, 21),
+    *range(100, 105),
+    *range(200, 208),
+    *range(300, 308),
+    *range(400, 404),
+)
 FAULTS_PER_ROUND = 10
 WISHES_PER_ROUND = 6
 
@@ -46,12 +61,20 @@ def service(seed: int, folder: Path, model: Path) -> Iterator[Cluster]:
             os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
             os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test-secret")
             storage = {"storage_url": "s3://faults", "s3_endpoint_url": f"http://{host}:{port}"}
-        yield stack.enter_context(running_cluster(folder, model, apis=2, **storage))
+        slots = slots_of(seed)
+        yield stack.enter_context(running_cluster(folder, model, apis=2, slots=slots, **storage))
+
+
+def slots_of(seed: int) -> int:
+    """Videos that each worker of a round makes at once."""
+    return 2 if seed >= 400 else 1
 
 
 def planned(seed: int) -> list[Fault]:
     """What a seed of the fixed list stands for."""
     generator = random.Random(seed)
+    if seed >= 300:
+        return with_orders(generator, WISHES_PER_ROUND)
     if seed >= 200:
         return with_wishes(generator, WISHES_PER_ROUND)
     return every_boundary(generator) if seed >= 100 else at_random(generator, FAULTS_PER_ROUND)
@@ -64,7 +87,8 @@ def run_round(seed: int, folder: Path, model: Path) -> dict[str, Any]:
         faults = [fault for fault in faults if fault.point != "segment half written"]
     with service(seed, folder, model) as cluster:
         expected = undisturbed(cluster, REQUESTS)
-        report = Round(cluster, seed, faults, expected, fleet=3 if 100 <= seed < 200 else 2).run()
+        fleet = 3 if 100 <= seed < 200 else 2
+        report = Round(cluster, seed, faults, expected, fleet, slots=slots_of(seed)).run()
     return {**report.to_json(), "store": "bucket" if seed % 2 else "folder"}
 
 

@@ -41,6 +41,7 @@ QUICK: dict[str, Any] = {
     "retry_max_seconds": 0.3,
     "max_attempts": 50,
     "poll_after_ms": 100,
+    "min_seconds": 0.1,  # a video that is finished at once has a single chunk
 }
 
 START_SECONDS = 120.0

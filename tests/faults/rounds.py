@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -23,15 +23,24 @@ from tests.faults.agreement import (
     TERMINAL,
     Request,
     Undisturbed,
+    asked_of,
     assert_agreement,
+    assert_cancelled,
+    assert_deleted,
     assert_no_leftovers,
     create,
+    undisturbed,
 )
 from tests.faults.cluster import Cluster, Worker, until
 from tests.faults.worker_entry import HAND_OVER, POINTS
 
-Kind = Literal["point", "random", "term", "zombie", "api", "redis", "pause", "urgent"]
-WISHES: tuple[Kind, ...] = ("pause", "urgent")
+Kind = Literal[
+    "point", "random", "term", "zombie", "api", "redis",
+    "pause", "urgent", "steer", "lengthen", "finish", "cancel", "delete",
+]  # fmt: skip
+RESTS: tuple[Kind, ...] = ("pause", "urgent")
+ORDERS: tuple[Kind, ...] = ("steer", "lengthen", "finish", "cancel", "delete")
+WISHES: tuple[Kind, ...] = (*RESTS, *ORDERS)
 """What a client asks for while processes end; no fault, but a video has to survive both together."""
 
 # The worker that is to die at a chosen point gets this long to come there.
@@ -50,6 +59,7 @@ class Fault:
     `point`: SIGKILL of a worker by itself at a point of its work. `random`, `term`, `zombie`: SIGKILL, SIGTERM or
     SIGSTOP of a worker `after_seconds` of its life. `api`, `redis`: SIGKILL at a time, and started again. `pause`: a
     running video is paused, and goes on `after_seconds` later. `urgent`: a video of high priority is asked for.
+    `steer`, `lengthen`, `finish`, `cancel`, `delete`: a video that runs or waits is told so.
     """
 
     kind: Kind
@@ -108,7 +118,16 @@ def at_random(generator: random.Random, count: int) -> list[Fault]:
 
 def with_wishes(generator: random.Random, count: int) -> list[Fault]:
     """Faults of every kind at random, and as many wishes, two pauses to one urgent video."""
-    kinds = generator.choices(WISHES, [2, 1], k=count)
+    return _mixed(generator, count, generator.choices(RESTS, [2, 1], k=count))
+
+
+def with_orders(generator: random.Random, count: int) -> list[Fault]:
+    """Faults of every kind at random, and as many orders, each kind about as often, one pause among them."""
+    kinds = [ORDERS[number % len(ORDERS)] for number in range(count - 1)]
+    return _mixed(generator, count, [*kinds, "pause"])
+
+
+def _mixed(generator: random.Random, count: int, kinds: Sequence[Kind]) -> list[Fault]:
     wishes = [Fault(kind, after_seconds=round(generator.uniform(0.2, 1.5), 3)) for kind in kinds]
     together = [*at_random(generator, count), *wishes]
     generator.shuffle(together)
@@ -169,10 +188,17 @@ class Round:
     faults: Sequence[Fault]
     expected: Mapping[Request, Undisturbed]
     fleet: int = 2
+    slots: int = 1
+    """Videos that a worker makes at once; more than one share their forwards, and are equal to rounding."""
     watchers: dict[str, Watcher] = field(default_factory=dict)
     _requests: dict[str, Request] = field(default_factory=dict)
     _done: list[Fault] = field(default_factory=list)
     _pauses: list[_Pause] = field(default_factory=list)
+    _orders: dict[str, Kind] = field(default_factory=dict)
+    _dice: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._dice = random.Random(self.seed)
 
     def run(self) -> Report:
         """Raises `AssertionError`, naming the seed, when anything was lost."""
@@ -216,13 +242,13 @@ class Round:
         return _Doomed(worker, fault, time.monotonic() + after)
 
     def _keep_busy(self) -> None:
-        """As many unfinished videos as there are workers, and one more."""
+        """As many unfinished videos as all workers make at once, and one more."""
         try:
             states = self.cluster.store.get_many(self._requests)
         except RedisError:
             return
         open_videos = sum(not video.state.status.terminal for video in states)
-        for _ in range(self.fleet + 1 - open_videos):
+        for _ in range(self.fleet * self.slots + 1 - open_videos):
             self._ask()
 
     def _ask(self, priority: Priority = "normal") -> None:
@@ -266,6 +292,8 @@ class Round:
         """Does what is no worker's end; False when there is nothing to do it to now."""
         if fault.kind == "pause":
             return self._pause(fault)
+        if fault.kind in ORDERS:
+            return self._order(fault)
         if fault.kind == "urgent":
             self._ask("high")
         elif fault.kind == "redis":
@@ -280,12 +308,8 @@ class Round:
 
     def _pause(self, fault: Fault) -> bool:
         """Asks the newest running video to pause."""
-        asked = {pause.video_id for pause in self._pauses}
-        try:
-            videos = self.cluster.store.get_many([i for i in self._requests if i not in asked])
-        except RedisError:
-            return False
-        running = [video.id for video in videos if video.state.status is Status.IN_PROGRESS]
+        gone = {video_id for video_id, order in self._orders.items() if order in ("cancel", "delete")}
+        running = self._open_videos(gone, Status.IN_PROGRESS)
         if not running:
             return False
         try:
@@ -294,6 +318,38 @@ class Round:
             return False
         self._pauses.append(_Pause(fault, running[-1], time.monotonic()))
         return True
+
+    def _order(self, fault: Fault) -> bool:
+        """Tells a video that runs or waits, one of them each time, what becomes of it."""
+        videos = self._open_videos(self._orders, Status.IN_PROGRESS, Status.QUEUED)
+        if not videos:
+            return False
+        video_id, client = self._dice.choice(videos), self.cluster.client(len(self._done))
+        try:
+            if fault.kind == "steer":
+                client.steer(video_id, "a blue square")
+            elif fault.kind == "lengthen":
+                client.update(video_id, seconds=self._requests[video_id].seconds + 1)
+            elif fault.kind == "finish":
+                client.finish(video_id)
+            elif fault.kind == "cancel":
+                client.cancel(video_id)
+            else:
+                client.delete(video_id)
+        except Conflict:  # too late, or too early
+            return False
+        self._orders[video_id] = fault.kind
+        self._done.append(fault)
+        return True
+
+    def _open_videos(self, but: Container[str], *statuses: Status) -> list[str]:
+        """Videos in one of the states, the newest last, without those given and those that are paused."""
+        paused = {pause.video_id for pause in self._pauses}
+        try:
+            videos = self.cluster.store.get_many([i for i in self._requests if i not in paused])
+        except RedisError:
+            return []
+        return [video.id for video in videos if video.id not in but and video.state.status in statuses]
 
     def _tend_pauses(self) -> list[Fault]:
         """Lets videos go on whose time has come. Returns the wishes that came too late, for another video."""
@@ -324,28 +380,40 @@ class Round:
         """Everything is finished by whoever is left, and everything agrees."""
         for api in self.cluster.apis:
             api.await_ready()
-        attempts = 0
+        deleted = [video_id for video_id, order in self._orders.items() if order == "delete"]
+        others = [video_id for video_id in self._requests if video_id not in deleted]
+        videos = [self.cluster.wait(video_id, *TERMINAL, seconds=300) for video_id in others]
+        lease = self.cluster.settings["lease_seconds"]
+        for video_id in deleted:
+            assert_deleted(self.cluster, video_id, 30 + 2 * lease)
+        self.cluster.end_workers()
+        expected = dict(self.expected)
+        asked = {video.id: asked_of(video) for video in videos if video.state.status is Status.COMPLETED}
+        if others_asked := set(asked.values()) - expected.keys():
+            expected |= undisturbed(self.cluster, others_asked)
         redis_survived = not any(fault.kind == "redis" for fault in self._done)
-        for video_id in self._requests:
-            video = self.cluster.wait(video_id, *TERMINAL, seconds=300)
+        for video in videos:
+            cancelled = video.state.status is Status.CANCELLED
+            if cancelled and self._orders.get(video.id) == "cancel":
+                assert_cancelled(self.cluster, video.id, expected[self._requests[video.id]], self.slots > 1)
+                continue
             assert video.state.status is Status.COMPLETED, (video.state, self.cluster.logs())
-            attempts += video.state.attempts
-        for video_id, request in self._requests.items():
+            if video.id not in self._orders:
+                assert asked[video.id] == self._requests[video.id]
             assert_agreement(
                 self.cluster,
-                video_id,
-                self.expected[request],
-                watched=self.watchers[video_id].result(),
+                video.id,
+                expected[asked[video.id]],
+                watched=self.watchers[video.id].result(),
                 redis_survived=redis_survived,
+                shared=self.slots > 1,
             )
-        self.cluster.end_workers()
-        lease = self.cluster.settings["lease_seconds"]
         worker = self.cluster.worker()  # somebody has to look for what was left
         assert_no_leftovers(self.cluster, 30 + 2 * lease)
         worker.signal(signal.SIGTERM)
         worker.wait()
         self.cluster.workers.clear()
-        return attempts
+        return sum(video.state.attempts for video in videos)
 
 
 def wait_for_zombie(worker: Worker) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from app.jobs import queue
 from app.jobs.job import Status, TimedPrompt, VideoSpec
 from app.jobs.manifest import Manifest
 from app.jobs.store import ACTIVE_KEY, FenceLost, VideoStore, events_key
@@ -480,6 +481,39 @@ def test_a_late_manifest_does_not_hide_an_end_that_clients_have_seen(
         return kept.state.status is Status.CANCELLED
 
     eventually(corrected)
+
+
+def test_a_shutdown_just_behind_the_end_of_a_video_leaves_it_ended(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, given_back = threading.Event(), threading.Event()
+    release = VideoStore.release
+
+    def confirm(*_: Any) -> None:  # the record tells the end, the worker's thread has not come back from it
+        ended.set()
+        assert given_back.wait(60)
+
+    def released(*given: Any, **named: Any) -> Any:
+        try:
+            return release(*given, **named)
+        finally:
+            given_back.set()
+
+    monkeypatch.setattr(pipeline, "_confirm_end", confirm)
+    monkeypatch.setattr(VideoStore, "release", released)
+    worker = work.start()
+    spec = work.spec(40)
+    work.store.create(spec)
+    assert ended.wait(60)
+    before = work.video(spec.id)
+    worker.stop()
+    assert given_back.is_set()
+    assert before.state.status is Status.COMPLETED
+    assert work.video(spec.id) == before
+    assert not work.store.redis.hexists(ACTIVE_KEY, spec.id)
+    name = queue.queue_name(spec.model, spec.priority)
+    assert work.store.redis.lrange(queue.waiting_key(name), 0, -1) == []
+    assert work.store.redis.zcard(queue.leases_key(name)) == 0
 
 
 def test_a_checkpoint_of_a_newer_version_is_left_to_a_worker_of_that_version(

@@ -180,7 +180,7 @@ def test_a_redis_that_came_back_from_an_old_copy_learns_what_happened_since(work
     model = work.model(step_seconds=0.01)
     model.hold_at = 8  # the copy is of a video that has made two chunks at most
     worker = work.start(model, manifest_seconds=0)
-    ended, going = work.spec(60), work.spec(400)
+    ended, going = work.spec(60, webhook_url="https://hooks.example/ended"), work.spec(400)
     made(work, ended, chunks=1)
     copies = {ended.id: work.store.redis.hgetall(video_key(ended.id))}
     model.hold_at = None
@@ -197,12 +197,20 @@ def test_a_redis_that_came_back_from_an_old_copy_learns_what_happened_since(work
         work.store.redis.hset(video_key(spec.id), mapping=copies[spec.id])
         work.store.redis.ltrim(f"{video_key(spec.id)}:chunks", 0, 0)
         work.store.redis.hset(ACTIVE_KEY, spec.id, queue.queue_name(spec.model, spec.priority))
+    (sent,) = work.store.deliveries.page(ended.id, limit=2)[0]
+    pipe = work.store.redis.pipeline()
+    work.store.deliveries.drop(pipe, ended.id)
+    pipe.execute()
     before = {
         spec.id: work.store.redis.xinfo_stream(events_key(spec.id))["last-generated-id"]
         for spec in (ended, going)
     }
     assert outcomes(run_recover(work)) == {ended.id: Restored.ENDED, going.id: Restored.QUEUED}
     assert work.video(ended.id) == after[ended.id]
+    (again,) = work.store.deliveries.page(ended.id, limit=2)[0]
+    assert (again.delivery.id, again.delivery.type) == (sent.delivery.id, "video.completed"), (
+        "its owner is told of the end"
+    )
     assert work.video(going.id).state.chunks_ready == len(work.store.chunks(going.id)) >= 6
     for video_id, last in before.items():
         first = work.store.redis.xrange(events_key(video_id), count=1)[0][0]

@@ -221,6 +221,17 @@ def test_giving_back_is_one_step_and_leaves_one_entry(store: VideoStore, submit:
     assert take(store).video_id == first.id
 
 
+def test_giving_back_a_video_that_has_ended_changes_nothing(store: VideoStore, submit: Any) -> None:
+    spec, lease = submit(), take(store)
+    video, fence = store.claim(spec.id, "w")
+    ended = store.finish(video, fence, "completed")
+    events = store.redis.xlen(events_key(spec.id))
+    for count_attempt in (True, False):
+        given = store.release(spec.id, fence, lease.member, count_attempt=count_attempt, standing="next")
+        assert given == ended == store.get(spec.id)
+    assert (waiting(store), store.redis.xlen(events_key(spec.id))) == ([], events)
+
+
 def test_only_unfinished_videos_are_kept_in_the_index_and_put_back(store: VideoStore, submit: Any) -> None:
     done, cancelled, deleted, lost = submit(), submit(), submit(), submit()
     video, fence = store.claim(done.id, "w")
