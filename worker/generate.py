@@ -20,7 +20,7 @@ from app.jobs.job import JobError, Status, Video, VideoSpec
 from app.jobs.line import speed_kind
 from app.jobs.manifest import keep_manifest
 from app.jobs.migrations import RecordError
-from app.jobs.store import Event, FenceLost, Standing, VideoGone, VideoStore
+from app.jobs.store import Event, FenceLost, Standing, VideoGone, VideoStore, new_fence
 from app.settings import Settings
 from app.storage import ObjectNotFound, ObjectStore, StorageError
 from app.storage.objects import checkpoint_key, latents_key, video_prefix
@@ -193,8 +193,9 @@ class Generation:
             self._running = None
 
     def _run(self) -> Outcome:
+        fence = new_fence()  # of all tries, if an answer is lost
         video, self._fence = self._when_redis_answers(
-            lambda: self._store.claim(self._video_id, self._runtime.worker)
+            lambda: self._store.claim(self._video_id, self._runtime.worker, fence=fence)
         )
         if not self._fence:
             return Outcome.DONE if video.state.status.terminal else Outcome.DROPPED

@@ -310,6 +310,11 @@ return count
 """
 
 
+def new_fence() -> str:
+    """What no other claim of a video has."""
+    return secrets.token_hex(8)
+
+
 def _dump(fields: Mapping[str, Any]) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in fields.items()}
 
@@ -806,19 +811,24 @@ class VideoStore:
 
     # -- the worker's side ------------------------------------------------------------------------------
 
-    def claim(self, video_id: str, worker: str, *, count_attempt: bool = True) -> tuple[Video, str]:
+    def claim(
+        self, video_id: str, worker: str, *, count_attempt: bool = True, fence: str = ""
+    ) -> tuple[Video, str]:
         """Takes a video for `worker` and fences out whoever had it. Returns it with the new fence.
 
-        Raises `VideoGone` and `RecordError`. A video that has ended or is paused is returned as it is with an empty
-        fence.
+        Asked again with the same `fence` of its own, after a lost answer, it counts no second attempt. Raises
+        `VideoGone` and `RecordError`. A video that has ended or is paused is returned as it is with an empty fence.
         """
-        fence = secrets.token_hex(8)
+        fence = fence or new_fence()
 
         def transact(pipe: Connection) -> tuple[Video, str]:
-            video = _parse(pipe.hgetall(video_key(video_id)))
+            raw = pipe.hgetall(video_key(video_id))
+            video = _parse(raw)
             if video is None:
                 raise VideoGone(video_id)
             pipe.multi()
+            if raw[b"fence"].decode() == fence:
+                return video, fence
             if video.state.status.terminal or video.state.status is Status.PAUSED:
                 return video, ""
             changes: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,11 @@ _KINDS = {
     "zombie": "SIGSTOP of a worker for longer than its lease, then SIGCONT",
     "pause": "no fault: a running video paused meanwhile, and resumed",
     "urgent": "no fault: a video of high priority asked for meanwhile",
+    "steer": "no fault: a video steered meanwhile",
+    "lengthen": "no fault: a video made longer meanwhile",
+    "finish": "no fault: a video finished early meanwhile",
+    "cancel": "no fault: a video cancelled meanwhile",
+    "delete": "no fault: a video deleted meanwhile",
 }
 
 _NOT_RUN = "This has not been measured for this version; `{command}` does.\n"
@@ -48,7 +54,14 @@ After each round, for every video that was asked for during it:
 - a client that followed the video live, over however many connections, was told of each chunk once, in order, with
   rising ids, and of one end;
 - the final file decodes to exactly the frames that were asked for, each at its time;
+- one that was steered, made longer or finished early meanwhile is, byte for byte, the video that is made undisturbed
+  when the same prompts and length are asked for at once;
+- one that was cancelled has the first chunks of the undisturbed video, as many as its record, its manifest and its
+  events tell, and they can be played; of one that was deleted nothing is left in the bucket nor in Redis;
 - no entry is left in the queues, among the leases, the active videos, RQ's jobs, or the temporary folders.
+
+In some rounds each worker makes two videos at once, whose forwards are shared. There the pictures may differ by
+rounding, and all else is asked for as above.
 
 The same holds in these single scenarios, which are part of the ordinary test suite, and more where it is said:
 
@@ -57,6 +70,7 @@ The same holds in these single scenarios, which are part of the ordinary test su
 - Redis is away for longer than a lease: the worker that had the video keeps it, no attempt is used up.
 - The store refuses, delays, cuts short, answers 503 SlowDown or 500, or acts and loses its answer: the video tells
   why it stalls, and goes on.
+- The store is away for a minute (in the long form).
 - The disk is full, or read-only: the same, with its own reason.
 - The wall clocks of Redis and of the service jump 5 s forward and back, one after the other: no more than what is
   asked of all.
@@ -116,15 +130,16 @@ def _kills(results: Mapping[str, Any]) -> str:
         return head + _NOT_RUN.format(command="python -m tests.faults kills")
     rounds = results["rounds"]
     sums = campaign.totals(rounds)
+    told = Counter(sums["kinds"])
     missing = sorted(set(campaign.SEEDS) - {entry["seed"] for entry in rounds})
     lines = [
         f"{len(rounds)} rounds, {sums['faults']} faults, of which {sums['kills']} are SIGKILLs, met {sums['videos']} "
-        f"videos, which took {sums['attempts']} attempts. All {sums['videos']} were finished and agree with the "
-        "undisturbed run.",
+        f"videos. Of these {told['delete']} were deleted and {told['cancel']} cancelled by wish; all others were "
+        f"finished. That took {sums['attempts']} attempts in all, and all agree with the undisturbed run.",
         "",
         "| fault | times |",
         "|---|---|",
-        *(f"| {words} | {sums['kinds'].get(kind, 0)} |" for kind, words in _KINDS.items()),
+        *(f"| {words} | {told[kind]} |" for kind, words in _KINDS.items()),
         "",
         "Kills at the chosen points: "
         + ", ".join(f"{name} {sums['points'].get(name, 0)}" for name in _points())

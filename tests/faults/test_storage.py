@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tests.faults.agreement import (
 )
 from tests.faults.cluster import Cluster, until
 from tests.faults.conftest import REQUESTS
+from tests.faults.detection import DEFAULTS
 from tests.faults.proxy import TROUBLES, StorageProxy
 from tests.faults.rounds import Watcher
 
@@ -80,6 +82,37 @@ def test_a_bucket_that_fails_in_every_way_costs_nothing_but_time(
     assert_agreement(cluster, video_id, expected[REQUEST], watched=watcher.result())
     cluster.end_workers()
     assert_no_leftovers(cluster)
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_away_for_a_minute_costs_that_minute_and_no_attempt(
+    own_cluster: Callable[..., Cluster],
+    bucket: str,
+    expected: Mapping[Request, Undisturbed],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    proxy = StorageProxy(bucket)
+    cluster = own_cluster(
+        storage_url="s3://faults", s3_endpoint_url=proxy.url, direct_endpoint=bucket, **DEFAULTS
+    )
+    cluster.worker()
+    video_id = create(cluster, REQUEST)
+    watcher = Watcher(cluster.client(), video_id)
+    cluster.wait(video_id, *TERMINAL, chunks=4)
+    proxy.always = "refuse"
+    reason = "storage is not reachable"
+    until(lambda: cluster.video(video_id).state.stalled == reason, "the video tells why it stalls")
+    time.sleep(60)
+    waiting = cluster.video(video_id).state
+    assert (waiting.status, waiting.stalled, waiting.attempts) == (Status.IN_PROGRESS, reason, 1)
+    assert waiting.chunks_ready < len(expected[REQUEST].segments) // 2
+    proxy.always = None
+    ended = cluster.wait(video_id, *TERMINAL).state
+    assert (ended.status, ended.attempts) == (Status.COMPLETED, 1)
+    assert_agreement(cluster, video_id, expected[REQUEST], watched=watcher.result())
+    cluster.end_workers()
 
 
 @pytest.fixture

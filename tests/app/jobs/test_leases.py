@@ -221,6 +221,16 @@ def test_giving_back_is_one_step_and_leaves_one_entry(store: VideoStore, submit:
     assert take(store).video_id == first.id
 
 
+def test_a_claim_whose_answer_was_lost_counts_once(store: VideoStore, submit: Any) -> None:
+    spec = submit()
+    first = store.claim(spec.id, "w", fence="mine")
+    events = store.redis.xlen(events_key(spec.id))
+    assert store.claim(spec.id, "w", fence="mine") == first == (store.get(spec.id), "mine")
+    assert (first[0].state.attempts, store.redis.xlen(events_key(spec.id))) == (1, events)
+    other, fence = store.claim(spec.id, "heir")
+    assert (other.state.attempts, fence != "mine") == (2, True)
+
+
 def test_giving_back_a_video_that_has_ended_changes_nothing(store: VideoStore, submit: Any) -> None:
     spec, lease = submit(), take(store)
     video, fence = store.claim(spec.id, "w")
