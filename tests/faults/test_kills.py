@@ -30,7 +30,7 @@ def test_a_kill_at_every_boundary_costs_nothing_but_time(
     assert report.attempts >= report.videos
 
 
-def test_kills_of_every_process_at_random_times_while_videos_pause_cost_nothing_but_time(
+def test_kills_of_every_process_at_random_times_while_clients_give_orders_cost_nothing_but_time(
     cluster: Cluster, expected: Mapping[Request, Undisturbed]
 ) -> None:
     faults = [
@@ -43,6 +43,11 @@ def test_kills_of_every_process_at_random_times_while_videos_pause_cost_nothing_
         Fault("pause", after_seconds=0.5),
         Fault("urgent", after_seconds=0.3),
         Fault("pause", after_seconds=1.0),
+        Fault("steer", after_seconds=0.4),
+        Fault("delete", after_seconds=0.4),
+        Fault("finish", after_seconds=0.4),
+        Fault("cancel", after_seconds=0.4),
+        Fault("lengthen", after_seconds=0.4),
     ]
     report = Round(cluster, 1, faults, expected).run()
     assert len(report.faults) == len(faults)
