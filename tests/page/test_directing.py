@@ -141,7 +141,7 @@ def test_an_endless_video_has_no_end_until_it_is_finished(service: Any, visitor:
 
 
 def test_a_video_is_paused_and_goes_on_where_it_was(service: Any, visitor: Any) -> None:
-    service.easel.hold_at = 1.0
+    service.easel.hold_at = 2.5
     page = visitor.open()
     video = ask(page, "a red circle on a navy background", seconds="8")
     wait_until_played(page, 0.3)

@@ -50,7 +50,7 @@ def sent(visitor: Any, tenants: Any) -> Callable[..., tuple[Page, list[Request]]
 def test_the_page_asks_for_a_key_and_what_it_makes_is_seen_by_nobody_else(
     service: Any, tenants: Any, sent: Any, visitor: Any
 ) -> None:
-    service.easel.hold_at = 2.0
+    service.easel.hold_at = 3.0
     page, requests = sent()
     field = page.get_by_label("Your API key")
     expect(field).to_be_focused()

@@ -37,6 +37,7 @@ def wait_until(page: Page, expression: str) -> None:
 
 
 def wait_until_played(page: Page, seconds: float) -> None:
+    """On a busy machine playback may catch up before that: then it goes on once 1.5 s are made ahead, later 3 s."""
     wait_until(page, f"document.querySelector('video').currentTime >= {seconds}")
 
 
@@ -47,7 +48,7 @@ def test_a_video_plays_while_it_is_still_being_made(service: Any, visitor: Any) 
 
     wait_until_played(page, 0.05)
     first = position(page)
-    wait_until_played(page, 2.0)  # six chunks further
+    wait_until_played(page, 1.5)  # four chunks further
     assert position(page) > first
     assert service.get(f"/v1/videos/{video}")["status"] == "in_progress"
     expect(page.locator(HEADLINE)).to_have_text("2.8 s of 6 s ready")
@@ -59,20 +60,20 @@ def test_a_video_plays_while_it_is_still_being_made(service: Any, visitor: Any) 
 
 
 def test_playback_that_catches_up_waits_and_goes_on_by_itself(service: Any, visitor: Any) -> None:
-    service.easel.hold_at = 1.0
+    service.easel.hold_at = 2.5
     page = visitor.open()
-    video = ask(page, "a cyan triangle on a maroon background", seconds="4")
+    video = ask(page, "a cyan triangle on a maroon background", seconds="8")
 
     wait_until_played(page, 0.51)  # by then it may have waited for the first moments
     note = page.get_by_text("Waiting for the next moment")
     expect(note).to_be_visible()
-    assert 0.5 < position(page) <= 1.0
+    assert 0.5 < position(page) <= 2.5
     assert service.get(f"/v1/videos/{video}")["status"] == "in_progress"
-    service.easel.hold_at = 3.0
-    wait_until_played(page, 2.0)
+    service.easel.hold_at = 6.0
+    wait_until_played(page, 4.0)
     assert service.get(f"/v1/videos/{video}")["status"] == "in_progress"
     service.easel.hold_at = math.inf
-    wait_until_played(page, 3.9)
+    wait_until_played(page, 7.9)
     expect(note).to_be_hidden()
 
 
@@ -279,7 +280,7 @@ def test_a_video_that_is_gone_is_told_and_left(service: Any, visitor: Any) -> No
 
 def test_when_the_service_goes_away_the_page_says_so_and_recovers(service: Any, visitor: Any) -> None:
     visitor.expected += ["ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE", "ERR_CONNECTION_RESET", "ERR_EMPTY"]
-    service.easel.hold_at = 1.0
+    service.easel.hold_at = 2.5
     page = visitor.open()
     ask(page, "a red circle on gray", seconds="4")
     wait_until_played(page, 0.3)
