@@ -40,15 +40,20 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture
+def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> StorageProxy:
+    """What lies between the service and the bucket."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    return StorageProxy(bucket)
+
+
 def test_a_bucket_that_fails_in_every_way_costs_nothing_but_time(
     own_cluster: Callable[..., Cluster],
     bucket: str,
+    proxy: StorageProxy,
     expected: Mapping[Request, Undisturbed],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-    proxy = StorageProxy(bucket)
     cluster = own_cluster(
         storage_url="s3://faults/videos-of-a-test",
         s3_endpoint_url=proxy.url,
@@ -88,12 +93,9 @@ def test_a_bucket_that_fails_in_every_way_costs_nothing_but_time(
 def test_a_bucket_that_is_away_for_a_minute_costs_that_minute_and_no_attempt(
     own_cluster: Callable[..., Cluster],
     bucket: str,
+    proxy: StorageProxy,
     expected: Mapping[Request, Undisturbed],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-    proxy = StorageProxy(bucket)
     cluster = own_cluster(
         storage_url="s3://faults", s3_endpoint_url=proxy.url, direct_endpoint=bucket, **DEFAULTS
     )
