@@ -134,8 +134,9 @@ def _kills(results: Mapping[str, Any]) -> str:
     missing = sorted(set(campaign.SEEDS) - {entry["seed"] for entry in rounds})
     lines = [
         f"{len(rounds)} rounds, {sums['faults']} faults, of which {sums['kills']} are SIGKILLs, met {sums['videos']} "
-        f"videos. Of these {told['delete']} were deleted and {told['cancel']} cancelled by wish; all others were "
-        f"finished. That took {sums['attempts']} attempts in all, and all agree with the undisturbed run.",
+        f"videos. Of these {told['delete']} were deleted and {told['cancel']} told to cancel, some perhaps too late; "
+        f"all others were finished. That took {sums['attempts']} attempts in all, and all agree with the "
+        "undisturbed run.",
         "",
         "| fault | times |",
         "|---|---|",

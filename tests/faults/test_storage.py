@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,18 +49,18 @@ def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> StorageProxy:
     return StorageProxy(bucket)
 
 
+@pytest.fixture
+def proxied_cluster(
+    own_cluster: Callable[..., Cluster], bucket: str, proxy: StorageProxy
+) -> Callable[..., Cluster]:
+    """Starts a service that reaches the bucket through the proxy alone."""
+    return partial(own_cluster, s3_endpoint_url=proxy.url, direct_endpoint=bucket)
+
+
 def test_a_bucket_that_fails_in_every_way_costs_nothing_but_time(
-    own_cluster: Callable[..., Cluster],
-    bucket: str,
-    proxy: StorageProxy,
-    expected: Mapping[Request, Undisturbed],
+    proxied_cluster: Callable[..., Cluster], proxy: StorageProxy, expected: Mapping[Request, Undisturbed]
 ) -> None:
-    cluster = own_cluster(
-        storage_url="s3://faults/videos-of-a-test",
-        s3_endpoint_url=proxy.url,
-        direct_endpoint=bucket,
-        lease_seconds=4,
-    )
+    cluster = proxied_cluster(storage_url="s3://faults/videos-of-a-test", lease_seconds=4)
     worker = cluster.worker([{"point": "committed", "passage": 12, "action": "kill"}])
     proxy.every = 5
     video_id = create(cluster, REQUEST)
@@ -91,14 +92,9 @@ def test_a_bucket_that_fails_in_every_way_costs_nothing_but_time(
 
 @pytest.mark.slow
 def test_a_bucket_that_is_away_for_a_minute_costs_that_minute_and_no_attempt(
-    own_cluster: Callable[..., Cluster],
-    bucket: str,
-    proxy: StorageProxy,
-    expected: Mapping[Request, Undisturbed],
+    proxied_cluster: Callable[..., Cluster], proxy: StorageProxy, expected: Mapping[Request, Undisturbed]
 ) -> None:
-    cluster = own_cluster(
-        storage_url="s3://faults", s3_endpoint_url=proxy.url, direct_endpoint=bucket, **DEFAULTS
-    )
+    cluster = proxied_cluster(storage_url="s3://faults", **DEFAULTS)
     cluster.worker()
     video_id = create(cluster, REQUEST)
     watcher = Watcher(cluster.client(), video_id)
