@@ -376,10 +376,9 @@ def render(model: VideoModel, wanted: Wanted, frames: int, take: Callable[[Video
     if wanted.case.attributes is None or width != height or fps != scenes.FPS:
         raise EvaluationError(f"no true scene can be rendered for {wanted.case.prompt!r} at {width}x{height}")
     rng = np.random.default_rng(wanted.seed)
-    scene = scenes.sample_scenes([wanted.case.attributes], rng)
-    begin = int(rng.integers(100_000))
+    scene = scenes.opening(scenes.sample_scenes([wanted.case.attributes], rng))
     for first in range(0, frames, _RENDERED_AT_ONCE):
-        places = torch.arange(first, min(first + _RENDERED_AT_ONCE, frames)) + begin
+        places = torch.arange(first, min(first + _RENDERED_AT_ONCE, frames))
         take(oracle.to_uint8(scenes.render(scene, places, width)[0]))
 
 

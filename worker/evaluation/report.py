@@ -448,8 +448,8 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         "*these* weights. The "
         "paper trains some of its variants; only rows marked (trained) are that experiment, as far as their "
         "training went, and they are compared with `progressive (trained)`, trained as long. Weights that "
-        "went on from the model's for a short while have got used to another window, and have forgotten "
-        "little: they do not show what training that way from the beginning would give.",
+        "went on for a short while from the model's, or from an earlier state of it, have got used to another "
+        "window, and have forgotten little: they do not show what training that way from the beginning would give.",
         "`rendered` is the ground truth run through the same measurements: the best that any figure can "
         "be, and where a "
         "failure is counted in it, a false alarm. Prompts are held-out combinations unless a file of "

@@ -111,8 +111,10 @@ def _encode_part(vae: stock.Autoencoder, config: LatentSet, *, kind: str, number
         part["turn"] = turn_marks(batch, first).cpu()
         render = partial(turns.render, batch, size=config.size)
     else:
-        render = partial(scenes.render, scenes.sample_scenes(attributes, rng, vae.device), size=config.size)
-        first = int(rng.integers(100_000))
+        plain, first = scenes.sample_scenes(attributes, rng, vae.device), int(rng.integers(100_000))
+        if kind == "start":
+            plain, first = scenes.opening(plain), 0
+        render = partial(scenes.render, plain, size=config.size)
     with run.autocast(vae.device, config.bf16):
         latents, near = encode(vae, render, first, kinds[kind][1])
     return part | {"latents": latents.half().cpu(), "near": near.half().cpu()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -212,6 +212,11 @@ def sample_scenes(
     def sign() -> Tensor:
         return torch.from_numpy(rng.choice([-1.0, 1.0], count)).float().to(device)
 
+    def slanted() -> Tensor:
+        """Never near 45 degrees, where a path from wall to wall is a diamond that a short window takes for an orbit."""
+        value = uniform(-1, 1)
+        return torch.deg2rad(45 + value.sign() * 7 + value * 10)
+
     return Scenes(
         background=index[:, 0],
         color=index[:, 1],
@@ -219,7 +224,7 @@ def sample_scenes(
         motion=index[:, 3],
         radius=uniform(0.18, 0.21),
         speed=uniform(0.28, 0.42),
-        heading=uniform(math.radians(28), math.radians(62)),
+        heading=slanted(),
         sign_x=sign(),
         sign_y=sign(),
         phase=uniform(0, 2 * math.pi),
@@ -227,6 +232,24 @@ def sample_scenes(
         place_y=uniform(0, 1),
         rate=uniform(1.6, 2.4),
         orbit=uniform(0.22, 0.27),
+    )
+
+
+def opening(scenes: Scenes) -> Scenes:
+    """The same scenes with frame 0 as a video begins: what spins is upright, what bounces sets out near the center.
+
+    So the first frame of every shape is one picture, turned or not, and tells a bounce from an orbit.
+    """
+    bounces, spins = scenes.motion == MOTIONS.index("bounce"), scenes.motion == MOTIONS.index("spin")
+
+    def near_center(place: Tensor) -> Tensor:
+        return torch.where(bounces, 0.2 + 0.1 * place, place)  # of the way to a wall and back
+
+    return replace(
+        scenes,
+        place_x=near_center(scenes.place_x),
+        place_y=near_center(scenes.place_y),
+        phase=torch.where(spins, torch.zeros_like(scenes.phase), scenes.phase),
     )
 
 

@@ -22,15 +22,20 @@ from worker.training import scenes
 from worker.training.scenes import MOTIONS, SHAPES, SceneAttributes, Scenes, Track
 
 PASTS = {
-    "background": 0.10,
-    "color": 0.10,
-    "shape": 0.20,
-    "motion": 0.22,
-    "everything": 0.06,
-    "faint": 0.16,
-    "malformed": 0.16,
+    "background": 0.08,
+    "color": 0.08,
+    "shape": 0.14,
+    "motion": 0.32,
+    "everything": 0.04,
+    "faint": 0.14,
+    "malformed": 0.10,
+    "twisted": 0.10,
 }
-"""What a scene was before its turn, and how often: another scene that differs in this, or a slip of this kind."""
+"""What a scene was before its turn, and how often: another scene that differs in this, or a slip of this kind:
+half gone, with something of another shape, or of itself at another angle (a cross with five arms)."""
+
+_CONFUSED = {"bounce": "orbit", "orbit": "bounce"}
+"""Motions that are taken for each other: half of the pasts that differ in motion."""
 
 _PERIODS = {"circle": 2 * math.pi, "square": math.pi / 2, "triangle": 2 * math.pi / 3, "cross": math.pi / 2}
 """Radians after which a shape looks the same."""
@@ -47,6 +52,7 @@ class Turns:
     visible: Tensor  # opacity of the object before the turn, 0..1
     shape_share: Tensor  # how much of the shape after the turn is there before it, 0..1
     scale: Tensor  # size before the turn, as a fraction of the scene's
+    twist: Tensor  # angle by which the shape before the turn is off, radians
 
     def __len__(self) -> int:
         return len(self.before)
@@ -124,8 +130,10 @@ def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator) -> S
         return [name for name in names if getattr(other, name) != getattr(attributes, name)]
 
     others = [a for a in scenes.training_attributes() if differs(a) and kind in ("everything", *differs(a))]
-    alone = [a for a in others if differs(a) == [kind]]
-    pool = alone or others
+    pool = [a for a in others if differs(a) == [kind]] or others
+    confused = [a for a in pool if a.motion == _CONFUSED.get(attributes.motion)]
+    if kind == "motion" and confused and rng.random() < 0.5:
+        pool = confused
     return pool[int(rng.integers(len(pool)))]
 
 
@@ -138,9 +146,9 @@ def sample(
     """Scenes that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
     count = len(attributes)
     kinds = rng.choice(list(PASTS), count, p=np.array(list(PASTS.values())) / sum(PASTS.values()))
-    faint, malformed = kinds == "faint", kinds == "malformed"
+    faint, malformed, twisted = (kinds == kind for kind in ("faint", "malformed", "twisted"))
     pasts = [
-        a if kind in ("faint", "malformed") else _past(a, str(kind), rng)
+        a if kind in ("faint", "malformed", "twisted") else _past(a, str(kind), rng)
         for a, kind in zip(attributes, kinds, strict=True)
     ]
     begin = begin.to(device, torch.float32)
@@ -158,7 +166,8 @@ def sample(
         return torch.from_numpy(values).float().to(device)
 
     gone = rng.random(count) < 0.35
-    slip = faint | malformed
+    slip = faint | malformed | twisted
+    periods = np.array([_PERIODS[name] for name in SHAPES])[before.shape.cpu().numpy()]
     return Turns(
         before=replace(before, shape=deformed),
         after=after,
@@ -166,11 +175,14 @@ def sample(
         length=tensor(np.where(slip, rng.uniform(4, 16, count), rng.uniform(8, 20, count))),
         visible=tensor(
             np.where(
-                faint & gone, 0.0, np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, malformed, 1.0))
+                faint & gone,
+                0.0,
+                np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, malformed | twisted, 1.0)),
             )
         ),
-        shape_share=tensor(drawn(0, 0.8, malformed, 0.0)),
+        shape_share=tensor(drawn(0, 0.8, malformed | twisted, 0.0)),
         scale=tensor(drawn(0.65, 1.1, slip, 1.0)),
+        twist=tensor(drawn(0.2, 0.8, twisted, 0.0) * periods),
     )
 
 
@@ -208,11 +220,14 @@ def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
     pixel = (..., None, None)
     radius = where.radius[pixel]
 
-    def distance(scene: Scenes) -> Tensor:
-        return scenes.signed_distance(dx, dy, radius, scene.shape[:, None, None, None])
+    def distance(scene: Scenes, twist: Tensor) -> Tensor:
+        cos, sin = (part[:, None, None, None] for part in (torch.cos(twist), torch.sin(twist)))
+        shape = scene.shape[:, None, None, None]
+        return scenes.signed_distance(cos * dx + sin * dy, cos * dy - sin * dx, radius, shape)
 
     share = 1 - (1 - done) * (1 - turns.shape_share[:, None])
-    edge = torch.lerp(distance(turns.before), distance(turns.after), share[pixel])
+    straight = torch.zeros_like(turns.twist)
+    edge = torch.lerp(distance(turns.before, turns.twist), distance(turns.after, straight), share[pixel])
     visible = torch.lerp(turns.visible[:, None].expand_as(done), torch.ones_like(done), done)
     alpha = (0.5 - edge * size).clamp(0, 1) * visible[pixel]
 

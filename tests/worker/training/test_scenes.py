@@ -47,6 +47,27 @@ def test_speeds_are_those_of_the_scene(motion: str) -> None:
     assert torch.allclose(speed.median(1).values, batch.speed, rtol=0.02)
 
 
+def test_a_video_begins_with_what_spins_upright_and_what_bounces_near_the_center() -> None:
+    first = torch.tensor([0])
+    for shape in ("square", "triangle", "cross"):
+        assert (scenes.track(scenes.opening(one("spin", shape)), first).angle == 0).all()
+    for seed in range(8):
+        bounce, orbit = (scenes.track(scenes.opening(one(m, seed=seed)), first) for m in ("bounce", "orbit"))
+        assert max((bounce.x - 0.5).abs().max(), (bounce.y - 0.5).abs().max()) < 0.07
+        assert torch.hypot(orbit.x - 0.5, orbit.y - 0.5).min() > 0.2
+    for motion in ("orbit", "left", "right", "pulse"):
+        plain = scenes.render(one(motion), torch.arange(3), 64)[0]
+        assert torch.equal(plain, scenes.render(scenes.opening(one(motion)), torch.arange(3), 64)[0])
+
+
+def test_a_bounce_runs_on_a_slant_that_no_orbit_has() -> None:
+    slant = torch.cat([torch.rad2deg(one("bounce", seed=seed).heading) for seed in range(40)])
+    assert slant.min() >= 28
+    assert slant.max() <= 62
+    assert (slant - 45).abs().min() >= 7
+    assert 0.3 < (slant > 45).float().mean() < 0.7
+
+
 def test_a_crop_shows_the_same_pixels_as_the_whole_frame() -> None:
     batch, frames = one("orbit", "triangle"), torch.arange(3)
     whole, _ = scenes.render(batch, frames, 64)

@@ -27,6 +27,7 @@ def turning(before: list[SceneAttributes], after: list[SceneAttributes], length:
         visible=ones,
         shape_share=0 * ones,
         scale=ones,
+        twist=0 * ones,
     )
 
 
@@ -81,6 +82,31 @@ def test_what_is_faint_or_out_of_shape_becomes_the_scene_of_its_caption() -> Non
         assert (between - turns.render(other, frames, 64)[1]).abs().sum() > 20  # pixels
 
 
+def test_a_shape_with_arms_too_many_becomes_one_with_its_own() -> None:
+    plain = turning([one("spin", shape="cross")] * 4, [one("spin", shape="cross")] * 4)
+    twisted = replace(plain, twist=torch.full((4,), 0.8), shape_share=torch.full((4,), 0.5))
+    early, late = torch.arange(940, 1000), torch.arange(1012, 1072)
+    for clip in turns.render(twisted, early, 64)[0]:
+        track = oracle.measure(oracle.to_uint8(clip[None]))
+        crosses = oracle.classify_shapes(track.features) == scenes.SHAPES.index("cross")
+        assert crosses.mean() < 0.5
+    assert torch.equal(turns.render(twisted, late, 64)[0], turns.render(plain, late, 64)[0])
+
+
+def test_a_motion_that_is_taken_for_another_has_that_one_as_its_past_more_often() -> None:
+    pool = [a for a in scenes.training_attributes() if a.motion in ("bounce", "orbit", "pulse")]
+    asked = scenes.sample_attributes(600, np.random.default_rng(3), pool)
+    batch = turns.sample(asked, torch.full((600,), 5000.0), np.random.default_rng(4))
+    changed = [(a.motion, b.motion) for a, b in zip(batch.before.attributes(), asked, strict=True)]
+
+    def share(past: str, motion: str) -> float:
+        pasts = [before for before, after in changed if after == motion != before]
+        return pasts.count(past) / len(pasts)
+
+    assert min(share("orbit", "bounce"), share("bounce", "orbit")) > 0.35
+    assert max(share("orbit", "pulse"), share("bounce", "pulse")) < 0.35
+
+
 def test_turns_are_drawn_alike_from_alike_seeds_and_end_in_what_the_caption_says() -> None:
     asked = scenes.sample_attributes(200, np.random.default_rng(1))
     begin = torch.full((200,), 5000.0)
@@ -93,6 +119,7 @@ def test_turns_are_drawn_alike_from_alike_seeds_and_end_in_what_the_caption_says
         for a, b in zip(batch.before.attributes(), asked, strict=True)
     ]
     slips = (batch.visible < 1) | (batch.shape_share > 0)
+    assert ((batch.twist > 0) <= slips).all()
     assert 0.2 < slips.float().mean() < 0.45
     assert all(count > 0 for count, slip in zip(differ, slips, strict=True) if not slip)
     assert sum(count == 1 for count in differ) > 100
