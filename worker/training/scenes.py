@@ -316,6 +316,12 @@ def signed_distance(x: Tensor, y: Tensor, radius: Tensor, shape: Tensor) -> Tens
     )
 
 
+def turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the point (x, y) lies along axes that are turned by `angle`, radians; the arguments broadcast."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return cos * x + sin * y, cos * y - sin * x
+
+
 def wraps(scenes: Scenes) -> Tensor:
     """Which scenes run around the torus: an object that leaves on one side comes in on the other. (B,)"""
     return (scenes.motion == MOTIONS.index("left")) | (scenes.motion == MOTIONS.index("right"))
@@ -335,8 +341,7 @@ def offsets(
     dx = (pixels[None, None, None, :] + left) / size - where.x[..., None, None]
     dy = (pixels[None, None, :, None] + top) / size - where.y[..., None, None]
     dx = torch.where(wrapped[:, None, None, None], torch.remainder(dx + 0.5, 1) - 0.5, dx)
-    cos, sin = torch.cos(where.angle)[..., None, None], torch.sin(where.angle)[..., None, None]
-    return cos * dx + sin * dy, cos * dy - sin * dx
+    return turned(dx, dy, where.angle[..., None, None])
 
 
 def coverage(

@@ -34,6 +34,8 @@ PASTS = {
 """What a scene was before its turn, and how often: another scene that differs in this, or a slip of this kind:
 half gone, with something of another shape, or of itself at another angle (a cross with five arms)."""
 
+_SLIPS = ("faint", "malformed", "twisted")
+
 _CONFUSED = {"bounce": "orbit", "orbit": "bounce"}
 """Motions that are taken for each other: half of the pasts that differ in motion."""
 
@@ -146,10 +148,10 @@ def sample(
     """Scenes that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
     count = len(attributes)
     kinds = rng.choice(list(PASTS), count, p=np.array(list(PASTS.values())) / sum(PASTS.values()))
-    faint, malformed, twisted = (kinds == kind for kind in ("faint", "malformed", "twisted"))
+    faint, malformed, twisted = (kinds == kind for kind in _SLIPS)
+    slip, bent = faint | malformed | twisted, malformed | twisted
     pasts = [
-        a if kind in ("faint", "malformed", "twisted") else _past(a, str(kind), rng)
-        for a, kind in zip(attributes, kinds, strict=True)
+        a if kind in _SLIPS else _past(a, str(kind), rng) for a, kind in zip(attributes, kinds, strict=True)
     ]
     begin = begin.to(device, torch.float32)
     before = scenes.sample_scenes(pasts, rng, device)
@@ -166,7 +168,6 @@ def sample(
         return torch.from_numpy(values).float().to(device)
 
     gone = rng.random(count) < 0.35
-    slip = faint | malformed | twisted
     periods = np.array([_PERIODS[name] for name in SHAPES])[before.shape.cpu().numpy()]
     return Turns(
         before=replace(before, shape=deformed),
@@ -177,10 +178,10 @@ def sample(
             np.where(
                 faint & gone,
                 0.0,
-                np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, malformed | twisted, 1.0)),
+                np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent, 1.0)),
             )
         ),
-        shape_share=tensor(drawn(0, 0.8, malformed | twisted, 0.0)),
+        shape_share=tensor(drawn(0, 0.8, bent, 0.0)),
         scale=tensor(drawn(0.65, 1.1, slip, 1.0)),
         twist=tensor(drawn(0.2, 0.8, twisted, 0.0) * periods),
     )
@@ -220,14 +221,14 @@ def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
     pixel = (..., None, None)
     radius = where.radius[pixel]
 
-    def distance(scene: Scenes, twist: Tensor) -> Tensor:
-        cos, sin = (part[:, None, None, None] for part in (torch.cos(twist), torch.sin(twist)))
-        shape = scene.shape[:, None, None, None]
-        return scenes.signed_distance(cos * dx + sin * dy, cos * dy - sin * dx, radius, shape)
-
+    twisted_x, twisted_y = scenes.turned(dx, dy, turns.twist[:, None, None, None])
+    before, after = (scene.shape[:, None, None, None] for scene in (turns.before, turns.after))
     share = 1 - (1 - done) * (1 - turns.shape_share[:, None])
-    straight = torch.zeros_like(turns.twist)
-    edge = torch.lerp(distance(turns.before, turns.twist), distance(turns.after, straight), share[pixel])
+    edge = torch.lerp(
+        scenes.signed_distance(twisted_x, twisted_y, radius, before),
+        scenes.signed_distance(dx, dy, radius, after),
+        share[pixel],
+    )
     visible = torch.lerp(turns.visible[:, None].expand_as(done), torch.ones_like(done), done)
     alpha = (0.5 - edge * size).clamp(0, 1) * visible[pixel]
 

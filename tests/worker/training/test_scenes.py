@@ -60,7 +60,7 @@ def test_a_video_begins_with_what_spins_upright_and_what_bounces_near_the_center
         assert torch.equal(plain, scenes.render(scenes.opening(one(motion)), torch.arange(3), 64)[0])
 
 
-def test_a_bounce_runs_on_a_slant_that_no_orbit_has() -> None:
+def test_a_bounce_never_runs_near_45_degrees() -> None:
     slant = torch.cat([torch.rad2deg(one("bounce", seed=seed).heading) for seed in range(40)])
     assert slant.min() >= 28
     assert slant.max() <= 62
