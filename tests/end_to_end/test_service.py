@@ -25,7 +25,7 @@ from tests.end_to_end.conftest import LONGTAKE, Up, alive, chunk_hashes, environ
 from tests.receiver import receiving
 
 PROMPT = "a red circle"
-LONG = {"seconds": 40, "seed": 7}
+LONG = {"seconds": 30, "seed": 7}
 """Long enough to be interrupted while it is made."""
 
 

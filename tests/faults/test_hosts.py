@@ -76,6 +76,7 @@ def other_host(needs_root: None) -> Iterator[OtherHost]:
         ip("netns", "del", host.name)
 
 
+@pytest.mark.slow
 def test_a_worker_cut_off_from_redis_for_longer_than_its_lease_is_replaced_and_fenced(
     cluster: Cluster, expected: Mapping[Request, Undisturbed], other_host: OtherHost
 ) -> None:

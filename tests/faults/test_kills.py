@@ -6,6 +6,8 @@ import random
 import signal
 from collections.abc import Mapping
 
+import pytest
+
 from app.jobs.job import Status
 from tests.faults.agreement import (
     TERMINAL,
@@ -20,6 +22,7 @@ from tests.faults.rounds import Fault, Round, Watcher, every_boundary, wait_for_
 from tests.faults.worker_entry import POINTS
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_boundary_costs_nothing_but_time(
     cluster: Cluster, expected: Mapping[Request, Undisturbed]
 ) -> None:
@@ -30,6 +33,7 @@ def test_a_kill_at_every_boundary_costs_nothing_but_time(
     assert report.attempts >= report.videos
 
 
+@pytest.mark.slow
 def test_kills_of_every_process_at_random_times_while_clients_give_orders_cost_nothing_but_time(
     cluster: Cluster, expected: Mapping[Request, Undisturbed]
 ) -> None:

@@ -27,7 +27,7 @@ from tests.faults.rounds import Watcher
 REQUEST = REQUESTS[0]
 
 
-@pytest.mark.parametrize("point", ["creating", "created"])
+@pytest.mark.parametrize("point", [pytest.param("creating", marks=pytest.mark.slow), "created"])
 def test_a_post_whose_answer_was_lost_with_its_replica_makes_one_video(
     cluster: Cluster, expected: Mapping[Request, Undisturbed], point: str
 ) -> None:
@@ -114,6 +114,7 @@ def faked(path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_clocks_that_jump_by_five_seconds_lose_nothing(
     own_cluster: Callable[..., Cluster], expected: Mapping[Request, Undisturbed], tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def proxied_cluster(
     return partial(own_cluster, s3_endpoint_url=proxy.url, direct_endpoint=bucket)
 
 
+@pytest.mark.slow
 def test_a_bucket_that_fails_in_every_way_costs_nothing_but_time(
     proxied_cluster: Callable[..., Cluster], proxy: StorageProxy, expected: Mapping[Request, Undisturbed]
 ) -> None:

@@ -55,7 +55,8 @@ def test_the_page_asks_for_a_key_and_what_it_makes_is_seen_by_nobody_else(
     field = page.get_by_label("Your API key")
     expect(field).to_be_focused()
     assert field.get_attribute("type") == "password"
-    for wrong in ("nonsense", "ключ", tenants.alice[:-1] + "0"):
+    almost = tenants.alice[:-1] + ("1" if tenants.alice.endswith("0") else "0")
+    for wrong in ("nonsense", "ключ", almost):
         enter(page, wrong)
         expect(page.locator("#key-error")).to_have_text(re.compile(r"\w+ \w+"))
         expect(field).to_be_focused()

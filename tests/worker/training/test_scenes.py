@@ -68,6 +68,20 @@ def test_a_bounce_never_runs_near_45_degrees() -> None:
     assert 0.3 < (slant > 45).float().mean() < 0.7
 
 
+def test_what_orbits_or_spins_goes_clockwise() -> None:
+    frames = torch.arange(48)
+    for seed in range(8):
+        orbit = scenes.track(one("orbit", seed=seed), frames)
+        x, y = orbit.x - 0.5, orbit.y - 0.5  # y points down
+        assert (x[:, :-1] * y[:, 1:] - y[:, :-1] * x[:, 1:] > 0).all()
+    crosses = scenes.opening(one("spin", "cross"))
+    where, alpha = scenes.track(crosses, frames), scenes.coverage(crosses, torch.tensor([4]), 64)[:, 0]
+    pixels = (torch.arange(64) + 0.5) / 64
+    for clip, x, y in zip(alpha, where.x[:, 0], where.y[:, 0], strict=True):
+        upper_arm = clip * (pixels < y - 0.12)[:, None]
+        assert (upper_arm.sum(0) * (pixels - x)).sum() / upper_arm.sum() > 0.02  # leans to the right
+
+
 def test_a_crop_shows_the_same_pixels_as_the_whole_frame() -> None:
     batch, frames = one("orbit", "triangle"), torch.arange(3)
     whole, _ = scenes.render(batch, frames, 64)

@@ -15,7 +15,7 @@ BEGIN = 1000.0
 """Frame."""
 
 
-def turning(before: list[SceneAttributes], after: list[SceneAttributes], length: float = 12) -> turns.Turns:
+def turning(before: list[SceneAttributes], after: list[SceneAttributes], length: float = 16) -> turns.Turns:
     """Plain changes from one scene to another, nothing faint or out of shape."""
     begin, ones = torch.full((len(before),), BEGIN), torch.ones(len(before))
     batch = scenes.sample_scenes(before, np.random.default_rng(0))
@@ -37,7 +37,7 @@ def one(motion: str, color: str = "red", shape: str = "square", background: str 
 
 def test_a_scene_is_the_one_before_its_turn_and_the_other_behind_it() -> None:
     batch = turning([one("orbit"), one("left")], [one("orbit", color="green"), one("spin", shape="cross")])
-    for frames, plain in ((torch.arange(990, 1000), batch.before), (torch.arange(1012, 1020), batch.after)):
+    for frames, plain in ((torch.arange(990, 1000), batch.before), (torch.arange(1016, 1024), batch.after)):
         turned, covered = turns.render(batch, frames, 64)
         pixels, alpha = scenes.render(plain, frames, 64)
         assert torch.allclose(turned, pixels, atol=2e-3)
@@ -55,11 +55,21 @@ def test_an_object_whose_motion_changes_goes_on_from_where_it_is(before: str, af
         assert np.hypot(across, np.diff(track.y)).max() < oracle.JUMP
 
 
+@pytest.mark.parametrize(("before", "after"), list(permutations(scenes.MOTIONS, 2)))
+def test_frames_rendered_a_few_at_a_time_are_those_rendered_at_once(before: str, after: str) -> None:
+    batch = turning([one(before)] * 6, [one(after)] * 6)
+    frames = torch.arange(990, 1030)
+    whole, alpha = turns.render(batch, frames, 32)
+    pieces = torch.cat([turns.render(batch, piece, 32)[0] for piece in frames.split(8)], 2)
+    assert torch.allclose(pieces, whole, atol=1e-5)
+    assert (alpha.sum((2, 3)) > 20).all()  # pixels: nothing is lost on the way
+
+
 def test_the_oracle_sees_first_the_one_and_then_the_other() -> None:
     before = [one("bounce"), one("spin", "cyan"), one("right", "white", "cross", "maroon")]
     after = [one("orbit"), one("spin", "yellow"), one("right", "white", "triangle", "teal")]
     batch = turning(before, after)
-    for frames, asked in ((torch.arange(900, 1000), before), (torch.arange(1013, 1113), after)):
+    for frames, asked in ((torch.arange(900, 1000), before), (torch.arange(1017, 1117), after)):
         for clip, attributes in zip(turns.render(batch, frames, 64)[0], asked, strict=True):
             assert oracle.judge(oracle.to_uint8(clip[None]), attributes).follows
 
@@ -67,14 +77,14 @@ def test_the_oracle_sees_first_the_one_and_then_the_other() -> None:
 def test_what_is_faint_or_out_of_shape_becomes_the_scene_of_its_caption() -> None:
     plain = turning([one("pulse")], [one("pulse")])
     faint = replace(plain, visible=torch.tensor([0.0]))
-    _, alpha = turns.render(faint, torch.tensor([999, 1006, 1012]), 64)
+    _, alpha = turns.render(faint, torch.tensor([999, 1008, 1016]), 64)
     gone, half, whole = alpha.sum((0, 2, 3)).tolist()
     assert gone == 0
     assert 0.3 * whole < half < 0.7 * whole
 
     cross = replace(plain, before=replace(plain.before, shape=plain.before.shape + 2))
     mixed = replace(cross, shape_share=torch.tensor([0.5]))
-    pixels, _ = turns.render(mixed, torch.arange(1012, 1060), 64)
+    pixels, _ = turns.render(mixed, torch.arange(1016, 1064), 64)
     assert oracle.judge(oracle.to_uint8(pixels), one("pulse")).follows
     frames = torch.tensor([999])
     between = turns.render(mixed, frames, 64)[1]
@@ -85,7 +95,7 @@ def test_what_is_faint_or_out_of_shape_becomes_the_scene_of_its_caption() -> Non
 def test_a_shape_with_arms_too_many_becomes_one_with_its_own() -> None:
     plain = turning([one("spin", shape="cross")] * 4, [one("spin", shape="cross")] * 4)
     twisted = replace(plain, twist=torch.full((4,), 0.8), shape_share=torch.full((4,), 0.5))
-    early, late = torch.arange(940, 1000), torch.arange(1012, 1072)
+    early, late = torch.arange(940, 1000), torch.arange(1016, 1076)
     for clip in turns.render(twisted, early, 64)[0]:
         track = oracle.measure(oracle.to_uint8(clip[None]))
         crosses = oracle.classify_shapes(track.features) == scenes.SHAPES.index("cross")
