@@ -164,7 +164,7 @@ class Scenes:
     radius: Tensor  # widths
     speed: Tensor  # widths per second
     heading: Tensor  # radians above the horizontal, for `bounce`
-    sign_x: Tensor  # -1 or 1
+    sign_x: Tensor  # -1 or 1, for `bounce`; what orbits or spins goes clockwise
     sign_y: Tensor
     phase: Tensor  # radians
     place_x: Tensor  # 0..1, start position along the free way
@@ -230,7 +230,7 @@ def sample_scenes(
         phase=uniform(0, 2 * math.pi),
         place_x=uniform(0, 1),
         place_y=uniform(0, 1),
-        rate=uniform(1.6, 2.4),
+        rate=uniform(1.8, 2.2),
         orbit=uniform(0.22, 0.27),
     )
 
@@ -275,7 +275,7 @@ def track(scenes: Scenes, frames: Tensor) -> Track:
     place_x, place_y, phase = column(scenes.place_x), column(scenes.place_y), column(scenes.phase)
     sign_x, rate, orbit = column(scenes.sign_x), column(scenes.rate), column(scenes.orbit)
     heading = column(scenes.heading)
-    turn = phase + sign_x * distance / orbit
+    turn = phase + distance / orbit
     rest_x, rest_y = margin + place_x * free, margin + place_y * free
     by_motion = {
         "bounce": (
@@ -295,7 +295,7 @@ def track(scenes: Scenes, frames: Tensor) -> Track:
         y = torch.where(motion == number, by_motion[name][1], y)
     pulsing, spinning = motion == MOTIONS.index("pulse"), motion == MOTIONS.index("spin")
     radius = torch.where(pulsing, radius0 * (0.83 + 0.27 * torch.sin(phase + rate * time)), radius0)
-    angle = torch.where(spinning, phase + sign_x * rate * time, torch.zeros_like(radius0))
+    angle = torch.where(spinning, phase + rate * time, torch.zeros_like(radius0))
     return Track(x, y, radius, angle)
 
 
@@ -332,7 +332,7 @@ def offsets(
 ) -> tuple[Tensor, Tensor]:
     """Where each pixel lies as seen from the object, along its own axes: x and y in widths, each (B, T, h, w).
 
-    `wrapped` (B,) says in which scenes the nearest way may lead round the torus; `crop` as for `coverage`.
+    `wrapped`, (B, T) or (B, 1), says where the nearest way may lead round the torus; `crop` as for `coverage`.
     """
     side = size if crop is None else crop[2]
     pixels = torch.arange(side, device=where.x.device, dtype=torch.float32) + 0.5
@@ -340,7 +340,7 @@ def offsets(
     top: Tensor | float = 0.0 if crop is None else crop[1][:, None, None, None]
     dx = (pixels[None, None, None, :] + left) / size - where.x[..., None, None]
     dy = (pixels[None, None, :, None] + top) / size - where.y[..., None, None]
-    dx = torch.where(wrapped[:, None, None, None], torch.remainder(dx + 0.5, 1) - 0.5, dx)
+    dx = torch.where(wrapped[..., None, None], torch.remainder(dx + 0.5, 1) - 0.5, dx)
     return turned(dx, dy, where.angle[..., None, None])
 
 
@@ -352,7 +352,7 @@ def coverage(
     `crop` is (left, top, side): pixel offsets (B,) into the size x size frame, and the side of the square to render.
     """
     where = track(scenes, frames)
-    dx, dy = offsets(where, wraps(scenes), size, crop)
+    dx, dy = offsets(where, wraps(scenes)[:, None], size, crop)
     distance = signed_distance(dx, dy, where.radius[..., None, None], scenes.shape[:, None, None, None])
     return (0.5 - distance * size).clamp(0, 1)
 

@@ -86,7 +86,6 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
     free = 1 - 2 * margin
     way = before.speed * seconds  # widths
     along_x, along_y = next_.x - here.x, next_.y - here.y
-    from_x, from_y = here.x - 0.5, here.y - 0.5
 
     def direction(value: Tensor, otherwise: Tensor) -> Tensor:
         return torch.where(value.abs() > 1e-4, value.sign(), otherwise)
@@ -94,11 +93,7 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
     def is_(*names: str) -> Tensor:
         return torch.stack([motion == MOTIONS.index(name) for name in names]).any(0)
 
-    sign_x = torch.where(
-        is_("orbit"),
-        direction(from_x * along_y - from_y * along_x, before.sign_x),
-        torch.where(is_("bounce"), direction(along_x, before.sign_x), before.sign_x),
-    )
+    sign_x = torch.where(is_("bounce"), direction(along_x, before.sign_x), before.sign_x)
     sign_y = torch.where(is_("bounce"), direction(along_y, before.sign_y), before.sign_y)
     inner_x, inner_y = ((p - margin).clamp(min=0).minimum(free) for p in (here.x, here.y))
     bounced_x = (inner_x - sign_x * way * torch.cos(before.heading)) / (2 * free)
@@ -108,8 +103,8 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
     place_y = torch.where(is_("bounce"), bounced_y, inner_y / free)
     phase = torch.where(
         is_("orbit"),
-        torch.atan2(from_y, from_x) - sign_x * way / before.orbit,
-        torch.where(is_("spin"), -sign_x * before.rate * seconds, before.phase),
+        torch.atan2(here.y - 0.5, here.x - 0.5) - way / before.orbit,
+        torch.where(is_("spin"), -before.rate * seconds, before.phase),
     )
     moving = torch.where(is_("left", "right", "bounce"), torch.remainder(place_x, 1), place_x)
     other = replace(
@@ -173,7 +168,7 @@ def sample(
         before=replace(before, shape=deformed),
         after=after,
         begin=begin,
-        length=tensor(np.where(slip, rng.uniform(4, 16, count), rng.uniform(8, 20, count))),
+        length=tensor(np.where(slip, rng.uniform(4, 16, count), rng.uniform(10, 22, count))),
         visible=tensor(
             np.where(
                 faint & gone,
@@ -203,21 +198,35 @@ def _angles(turns: Turns, one: Track, other: Track) -> tuple[Tensor, Tensor]:
     )
 
 
+def _between(turns: Turns, one: Track, other: Track, done: Tensor, wraps: Tensor) -> Tensor:
+    """Where the objects are from left to right, (B, T): on the way from one track to the other.
+
+    Where the scene `wraps`, the way is the one round the torus that is shortest in the middle of the turn.
+    """
+
+    def shortest(way: Tensor) -> Tensor:
+        return torch.remainder(way + 0.5, 1) - 0.5
+
+    middle = (turns.begin + turns.length / 2)[:, None]
+    way = shortest(scenes.track(turns.after, middle).x - scenes.track(turns.before, middle).x)
+    across = other.x - one.x
+    around = torch.remainder(one.x + done * (way + shortest(across - way)), 1)
+    return torch.where(wraps[:, None], around, one.x + done * across)
+
+
 def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """As `scenes.render`: pixels (B, 3, T, size, size) in -1..1 and the coverage (B, T, size, size)."""
     done = turns.done(frames)
     one, other = scenes.track(turns.before, frames), scenes.track(turns.after, frames)
     wraps = scenes.wraps(turns.before) | scenes.wraps(turns.after)
-    across = other.x - one.x
-    shortest = torch.remainder(across + 0.5, 1) - 0.5
     angle, other_angle = _angles(turns, one, other)
     where = Track(
-        x=one.x + done * torch.where(wraps[:, None], shortest, across),
+        x=_between(turns, one, other, done, wraps),
         y=torch.lerp(one.y, other.y, done),
         radius=torch.lerp(one.radius * turns.scale[:, None], other.radius, done),
         angle=torch.lerp(angle, other_angle, done),
     )
-    dx, dy = scenes.offsets(where, wraps & (done < 1).any(1) | scenes.wraps(turns.after), size)
+    dx, dy = scenes.offsets(where, wraps[:, None] & (done < 1) | scenes.wraps(turns.after)[:, None], size)
     pixel = (..., None, None)
     radius = where.radius[pixel]
 
