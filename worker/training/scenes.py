@@ -327,6 +327,11 @@ def wraps(scenes: Scenes) -> Tensor:
     return (scenes.motion == MOTIONS.index("left")) | (scenes.motion == MOTIONS.index("right"))
 
 
+def shortest(way: Tensor) -> Tensor:
+    """The shortest of the ways round the torus that lead where this one does, widths."""
+    return torch.remainder(way + 0.5, 1) - 0.5
+
+
 def offsets(
     where: Track, wrapped: Tensor, size: int, crop: tuple[Tensor, Tensor, int] | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -340,7 +345,7 @@ def offsets(
     top: Tensor | float = 0.0 if crop is None else crop[1][:, None, None, None]
     dx = (pixels[None, None, None, :] + left) / size - where.x[..., None, None]
     dy = (pixels[None, None, :, None] + top) / size - where.y[..., None, None]
-    dx = torch.where(wrapped[..., None, None], torch.remainder(dx + 0.5, 1) - 0.5, dx)
+    dx = torch.where(wrapped[..., None, None], shortest(dx), dx)
     return turned(dx, dy, where.angle[..., None, None])
 
 

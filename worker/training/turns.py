@@ -203,14 +203,10 @@ def _between(turns: Turns, one: Track, other: Track, done: Tensor, wraps: Tensor
 
     Where the scene `wraps`, the way is the one round the torus that is shortest in the middle of the turn.
     """
-
-    def shortest(way: Tensor) -> Tensor:
-        return torch.remainder(way + 0.5, 1) - 0.5
-
     middle = (turns.begin + turns.length / 2)[:, None]
-    way = shortest(scenes.track(turns.after, middle).x - scenes.track(turns.before, middle).x)
+    way = scenes.shortest(scenes.track(turns.after, middle).x - scenes.track(turns.before, middle).x)
     across = other.x - one.x
-    around = torch.remainder(one.x + done * (way + shortest(across - way)), 1)
+    around = torch.remainder(one.x + done * (way + scenes.shortest(across - way)), 1)
     return torch.where(wraps[:, None], around, one.x + done * across)
 
 
