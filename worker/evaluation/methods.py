@@ -323,6 +323,13 @@ METHODS: dict[str, Method] = {
             ablation="chunked frames",
         ),
         Method(
+            "graded",
+            "progressive with levels that rise within a chunk, too; chunks enter and leave as they do",
+            _progressive(lambda config: replace(config, graded=True)),
+            _chunk,
+            ablation="one level for each chunk",
+        ),
+        Method(
             "no-overlap",
             "progressive without clean context in front",
             _progressive(lambda config: replace(config, context_chunks=0)),

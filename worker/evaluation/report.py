@@ -259,6 +259,7 @@ def _unmeasured(results: Results) -> list[str]:
 
 def _methods(results: Results) -> str:
     rows = {row for found in results["summary"].values() for row in found["rows"]}
+    served = "graded" if results["model"].get("sampler", {}).get("graded") else OURS
     lines = []
     for name, method in METHODS.items():
         for row in sorted(row for row in rows if row.removesuffix(" (trained)") == name):
@@ -266,6 +267,8 @@ def _methods(results: Results) -> str:
                 on = "no weights"
             elif row != name:
                 on = f"weights trained for it ({results['variants'][name]})"
+            elif name == served:
+                on = "the model's weights, served like this"
             elif method.ablation or name in ("fifo-like", "replacement-with-noise"):
                 on = "the model's weights, **not trained for it**"
             else:
@@ -403,6 +406,25 @@ def _beside_paper(results: Results) -> str:
     return _table(["method", *(FIGURES[name].name for name in PAPER_LIKE)], rows)
 
 
+def _window(sampler: Mapping[str, Any]) -> str:
+    """A setting of the sampler in words."""
+    size = sampler["chunk_latents"]
+    return (
+        f"Chunks of {size} latent{'s' if size > 1 else ''}, {sampler['chunks_in_flight']} in flight, "
+        f"{sampler['context_chunks']} of context, {sampler['forwards_per_shift']} evaluations per shift, guidance "
+        f"{sampler['guidance_scale']:g}{', levels that rise within a chunk' if sampler.get('graded') else ''}"
+    )
+
+
+def _own_window(results: Results) -> str:
+    """The setting that the model is served with, where the evaluation has another."""
+    own = results["model"].get("sampler", results["sampler"])
+    if own == results["sampler"]:
+        return ""
+    row = " (the row `graded`)" if own == {**results["sampler"], "graded": True} else ""
+    return f" The model itself is served with another setting{row}: {_window(own).lower()}."
+
+
 def text(results: Results, pictures: str, folder: Path | None = None) -> str:
     """The report. `pictures` leads from it to the pictures; those that are not in `folder` are left out."""
     model, sampler, machine = results["model"], results["sampler"], results["machine"]
@@ -438,11 +460,8 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         parts.append(f"Not measured here, for want of its videos: {'; '.join(unmeasured)}.")
     parts += [
         "## How",
-        f"Chunks of {sampler['chunk_latents']} latents, {sampler['chunks_in_flight']} in flight, "
-        f"{sampler['context_chunks']} of context, {sampler['forwards_per_shift']} evaluations per shift, guidance "
-        f"{sampler['guidance_scale']:g}. Every method has the same prompts and seeds, and as many network "
-        "evaluations as its "
-        "steps can be made to cost; what it really spent is under Cost.",
+        f"{_window(sampler)}.{_own_window(results)} Every method has the same prompts and seeds, and as many network "
+        "evaluations as its steps can be made to cost; what it really spent is under Cost.",
         _methods(results),
         "An ablation on weights that were not trained for it shows what the sampler's setting does to "
         "*these* weights. The "

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -43,7 +43,7 @@ from worker.evaluation.methods import (
     render,
     seed_of,
 )
-from worker.models.base import VideoFrames, VideoModel
+from worker.models.base import SamplerConfig, VideoFrames, VideoModel
 from worker.models.registry import describe, load_model
 
 SCHEMA = 2
@@ -85,6 +85,8 @@ class Plan:
     seed: int = 0
     segment_seconds: float = 10
     """What the oracle judges at once; two to ten seconds."""
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the sampler that differ from the model's own."""
 
     @staticmethod
     def read(name: str) -> Plan:
@@ -164,16 +166,26 @@ class Bench:
     segment_seconds: float
     suite: vbench.Suite | None = None
     """What MP4 files are kept for."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """`Plan.sampler`."""
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """What all methods are derived from, with all weights. Raises EvaluationError."""
+        try:
+            return replace(describe(self.model).sampler, **self.changes)
+        except (TypeError, ValueError) as error:
+            raise EvaluationError(f"[sampler] of the plan: {error}") from error
 
     def wanted(self, job: Job) -> tuple[Wanted, int]:
-        """The video to make and its frames. Settings are the main model's, also for other weights."""
+        """The video to make and its frames."""
         facts = describe(self.model)
         frames = round(job.seconds * facts.geometry.fps)
         return Wanted(
             job.case,
             facts.geometry.latents_for_frames(frames),
             seed_of(job.method, job.seed),
-            facts.sampler,
+            self.sampler,
         ), frames
 
     def fingerprint(self, job: Job) -> str:
@@ -231,7 +243,7 @@ class Measurement:
         self, bench: Bench, job: Job, model: VideoModel, frames: int, turn_latent: int | None = None
     ) -> None:
         self._job, self._model, self._frames, fps = job, model, frames, model.geometry.fps
-        config = describe(bench.model).sampler
+        config = bench.sampler
         first, period = METHODS[job.method].seam(config)
         factor = model.geometry.temporal_factor
         self.meter = DriftMeter(fps, (1 + (first - 1) * factor, period * factor), factor)
@@ -507,7 +519,9 @@ def run(
     for folder in variants.values():
         if describe(folder).geometry.latent_channels != facts.geometry.latent_channels:
             raise EvaluationError(f"--variant {folder}: its latents are not those of {facts.name}")
-    bench = Bench(model, device, output, plan.segment_seconds, suite[0] if suite else None)
+    bench = Bench(
+        model, device, output, plan.segment_seconds, suite[0] if suite else None, changes=plan.sampler
+    )
     planned = jobs(plan, model, variants, prompts, reference=True)
     made = [bench.made(job) for job in planned]
     waiting = deque(job for job, video in zip(planned, made, strict=True) if video is None)
@@ -550,9 +564,13 @@ def _results(bench: Bench, plan: Plan, planned: list[Job], variants: Mapping[str
     facts = describe(bench.model)
     return {
         "schema": SCHEMA,
-        "model": {"name": facts.name, "weights": weights(bench.model)},
+        "model": {
+            "name": facts.name,
+            "weights": weights(bench.model),
+            "sampler": asdict(facts.sampler),
+        },
         "variants": {name: weights(folder) for name, folder in variants.items()},
-        "sampler": asdict(facts.sampler),
+        "sampler": asdict(bench.sampler),
         "geometry": {
             "size": list(facts.geometry.default_size),
             "fps": facts.geometry.fps,

@@ -5,7 +5,7 @@ A folder is a diffusers pipeline; an optional ``longtake.json`` beside its ``mod
     {"name": "...", "fps": 24, "sizes": ["64x64"], "default_size": "64x64", "window_latents": 10,
      "prompt_tokens": 16, "example_prompts": ["..."],
      "sampler": {"chunk_latents": 2, "chunks_in_flight": 4, "forwards_per_shift": 4, "context_chunks": 1,
-                 "time_shift": 1.0, "guidance_scale": 2.0, "sink": false}}
+                 "time_shift": 1.0, "guidance_scale": 2.0, "sink": false, "graded": false}}
 
 Every key is optional; what is missing comes from the table of known models, else from the pipeline's class.
 """

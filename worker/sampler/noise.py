@@ -33,7 +33,25 @@ def sigma_table(levels: int, time_shift: float) -> Tensor:
     and rounded once: bfloat16 would already turn a timestep of 966.66 into 968. The table is shared between
     callers, who never write to it.
     """
-    u = torch.linspace(0.0, 1.0, levels + 1, dtype=torch.float64)
+    return _bent(torch.linspace(0.0, 1.0, levels + 1, dtype=torch.float64), time_shift)
+
+
+@lru_cache(maxsize=64)
+def graded_table(chunks: int, chunk_latents: int, forwards_per_shift: int, time_shift: float) -> Tensor:
+    """Noise level of each latent frame of a chunk, float32 ``(S + 1, C)``, as :func:`sigma_table` otherwise.
+
+    The levels of a window of ``K`` chunks rise from latent to latent and fall by ``C`` of these steps between two
+    shifts. Chunks still enter as pure noise and leave clean, so the first latent of a chunk is clean a while before
+    the last, which stays pure noise a while longer: each is denoised over ``K * C - C + 1`` of the steps.
+    """
+    levels = torch.arange(chunks * forwards_per_shift + 1, dtype=torch.float64)
+    last = chunk_latents * levels / forwards_per_shift  # steps until a chunk has to be clean
+    behind = torch.arange(chunk_latents, dtype=torch.float64) + 1 - chunk_latents
+    u = (last[:, None] + behind) / (chunks * chunk_latents - chunk_latents + 1)
+    return _bent(u.clamp(0.0, 1.0), time_shift)
+
+
+def _bent(u: Tensor, time_shift: float) -> Tensor:
     return (time_shift * u / (1.0 + (time_shift - 1.0) * u)).to(torch.float32)
 
 
@@ -49,6 +67,6 @@ def chunk_noise(seed: int, chunk: int, shape: tuple[int, ...], draw: Draw = Draw
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
-def add_noise(clean: Tensor, noise: Tensor, sigma: float) -> Tensor:
+def add_noise(clean: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
     """``(1 - sigma) * clean + sigma * noise``, any shape, float32."""
     return (1.0 - sigma) * clean + sigma * noise.to(clean.device)

@@ -9,7 +9,8 @@ in constant-shape mode only, chunks that still wait as pure noise::
     sink | context ... context | m-s  2m-s  ...  Km-s | waiting
     (0)  |  0             0    |  levels at stage s   |   S
 
-Every forward moves each active chunk one level down. After ``m`` forwards the front chunk is clean: it is
+Every forward moves each active chunk one level down. All its latents share its noise level, or, where the levels are
+graded, those further back have more of it. After ``m`` forwards the front chunk is clean: it is
 emitted and becomes context, and a chunk of fresh noise enters at the back.
 """
 
@@ -24,7 +25,7 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-from worker.sampler.noise import Draw, add_noise, chunk_noise, sigma_table
+from worker.sampler.noise import Draw, add_noise, chunk_noise, graded_table, sigma_table
 
 CHECKPOINT_SCHEMA: Final = 1
 """Version of the layout that :meth:`WindowState.to_tensors` writes."""
@@ -38,7 +39,7 @@ class SamplerConfig:
     """
 
     chunk_latents: int
-    """``C``: latent frames that share one noise level and move together (chunked frames)."""
+    """``C``: latent frames that enter and leave together (chunked frames), at one noise level unless ``graded``."""
     chunks_in_flight: int
     """``K``: chunks denoised at once."""
     forwards_per_shift: int
@@ -55,6 +56,8 @@ class SamplerConfig:
     """Pad the window at both ends of the video instead of growing and shrinking it: one shape to compile."""
     context_sigma: float = 0.0
     """Noise level of the context latents; 0 keeps them clean."""
+    graded: bool = False
+    """Let the noise levels rise within a chunk, too: a level for every latent frame (PA-VDM, section 3.1)."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -92,8 +95,12 @@ class SamplerConfig:
         return chunks * self.chunk_latents
 
     def sigmas(self) -> Tensor:
-        """Noise level table, float32 ``(S + 1,)``, from 0 (clean) to 1 (pure noise)."""
-        return sigma_table(self.levels, self.time_shift)
+        """Noise level of each latent of a chunk by level, float32 ``(S + 1, C)``, from 0 (clean) to 1 (pure noise)."""
+        if self.graded:
+            return graded_table(
+                self.chunks_in_flight, self.chunk_latents, self.forwards_per_shift, self.time_shift
+            )
+        return sigma_table(self.levels, self.time_shift)[:, None].expand(-1, self.chunk_latents)
 
     def forwards(self, chunks: int) -> int:
         """Forwards that a video of ``chunks`` chunks costs from pure noise: ``m * (N + K - 1)``, also for N < K."""
@@ -166,6 +173,11 @@ class PromptTimeline:
 
     def _place(self, chunk: int) -> int:
         return bisect_right(self.changes, chunk, key=lambda change: change[0]) - 1
+
+
+def _column(values: Tensor) -> Tensor:
+    """Values ``(C,)`` of the latents of a chunk, to go with ``(1, channels, C, h, w)``."""
+    return values[:, None, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +331,7 @@ class WindowState:
             level = (number + 1) * config.forwards_per_shift
             clean = clip[:, :, cut + number * size : cut + (number + 1) * size].to(state.device)
             noise = chunk_noise(seed, number, tuple(clean.shape), Draw.LADDER)
-            noised = add_noise(clean, noise, config.sigmas()[level].item())
+            noised = add_noise(clean, noise, _column(config.sigmas()[level]).to(state.device))
             state.active.append(Chunk(number, level, noised))
         state.next_chunk = slots
         return state
@@ -409,8 +421,8 @@ class WindowState:
             number += 1
         sigmas = [0.0] * sink + [self.config.context_sigma] * context
         for chunk in self.active:
-            sigmas += [table[chunk.level].item()] * size
-        sigmas += [table[levels].item()] * waiting
+            sigmas += table[chunk.level].tolist()
+        sigmas += table[levels, :1].tolist() * waiting
         return WindowInput(
             latents=torch.cat(parts, dim=2),
             sigmas=torch.tensor([sigmas], dtype=torch.float32, device=self.device),
@@ -453,7 +465,7 @@ class WindowState:
         moved = []
         for slot, chunk in enumerate(self.active):
             begin = sink + context + slot * size
-            step = (table[chunk.level - 1] - table[chunk.level]).item()
+            step = _column(table[chunk.level - 1] - table[chunk.level]).to(self.device)
             latents = chunk.latents + step * velocity[:, :, begin : begin + size]
             moved.append(Chunk(chunk.number, chunk.level - 1, latents))
         self.active = moved

@@ -27,6 +27,7 @@ class Export:
     name: str
     dtype: str  # of all weights
     guidance_scale: float
+    graded: bool = False  # levels rise within a chunk, too
 
 
 def write(
@@ -79,6 +80,7 @@ def write(
             "time_shift": 1.0,
             "guidance_scale": config.guidance_scale,
             "sink": False,
+            "graded": config.graded,
         },
         "example_prompts": list(EXAMPLE_PROMPTS),
     }

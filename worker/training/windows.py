@@ -1,8 +1,8 @@
 """Training windows: the states that a progressive sampler meets, drawn from encoded videos.
 
 K chunks of C latents are in flight; slot j (0 in front) is at noise level (j + u) / K with one u for the whole window,
-which covers every number of forwards per shift. Source: Xie et al., arXiv 2410.08151v2, sections 3.2 and 4, whose
-random shift of the ladder is here uniform over a whole step of it.
+which covers every number of forwards per shift; or its latents are at graded levels (`worker.sampler.noise`). Source:
+Xie et al., arXiv 2410.08151v2, sections 3.2 and 4, whose random shift of the ladder is here uniform over a whole step.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class WindowMixture:
     single: float  # one common level, no context
     single_latents: float  # chunks of one latent (the ablation without chunks)
     turning: float = 0.0  # as `steady` or `context`, behind another past than the caption says
+    graded: float = 0.0  # share of the progressive windows whose levels rise within a chunk, too
     emphasis: tuple[str, ...] = ()  # motions that are drawn EMPHASIS times as often as the others
 
     def kinds(self) -> dict[str, float]:
@@ -133,12 +134,14 @@ def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Gener
     grid = rng.integers(1, mixture.forwards_per_shift + 1, (batch, 1)) / mixture.forwards_per_shift
     u = np.where(rng.random((batch, 1)) < mixture.on_grid, grid, u)
     if one_level:
-        levels = np.repeat(np.maximum(u, 1e-3), active, 1)
+        levels = np.repeat(np.maximum(u, 1e-3), active * chunk, 1)
+    elif chunk > 1 and mixture.graded and rng.random() < mixture.graded:
+        left = (np.arange(first * chunk, (first + active) * chunk)[None] + 1 - chunk) + u * chunk
+        levels = np.clip(left / ((slots - 1) * chunk + 1), 0, 1)
     else:
-        levels = np.maximum((np.arange(first, first + active)[None] + u) / (first + active), 1e-3)
-        if kind == "shrinking":
-            levels = levels * (active / slots)
-    sigmas = np.concatenate([np.zeros((batch, clean)), np.repeat(levels, chunk, 1)], 1)
+        levels = np.maximum((np.arange(first, first + active)[None] + u) / slots, 1e-3)
+        levels = np.repeat(levels, chunk, 1)
+    sigmas = np.concatenate([np.zeros((batch, clean)), levels], 1)
     clips = data.start if at_start else data.turning if kind == "turning" else data.middle
     if clips is None:
         raise ConfigError("[windows] turning needs [latents] turning_videos")

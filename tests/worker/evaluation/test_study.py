@@ -6,7 +6,7 @@ import json
 import shutil
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from worker.evaluation import cases, figures, oracle, report, study
 from worker.evaluation.cases import Case, EvaluationError
 from worker.evaluation.methods import METHODS, REFERENCE
 from worker.evaluation.study import Bench, Job, Measurement, Plan, VideoSet
-from worker.models.registry import load_model
+from worker.models.registry import describe, load_model
 from worker.training import scenes
 
 TWO = Plan((VideoSet(2, 2, ("rendered", "abrupt-ends")),), segment_seconds=2)
@@ -97,6 +97,38 @@ def test_other_weights_are_another_video(tiny_folder: Path, tmp_path: Path) -> N
     serving = json.loads((changed / "longtake.json").read_text())
     (changed / "longtake.json").write_text(json.dumps(serving | {"name": "other"}))
     assert bench.made(replace(job, spec=str(changed))) is None
+
+
+def test_a_plan_can_have_another_setting_of_the_sampler_than_the_model(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    own = describe(str(tiny_folder)).sampler
+    folder = tmp_path / "served"
+    shutil.copytree(tiny_folder, folder)
+    serving = json.loads((folder / "longtake.json").read_text())
+    serving["sampler"]["graded"] = True
+    (folder / "longtake.json").write_text(json.dumps(serving))
+    changes = {"chunk_latents": 1, "chunks_in_flight": 6, "graded": False}
+    plan = Plan((VideoSet(2, 1, ("progressive",)),), segment_seconds=2, sampler=changes)
+    found = study.run(plan, model=str(folder), output=tmp_path / "found", say=quiet)
+    assert found["sampler"] == asdict(replace(own, **changes))
+    assert found["model"]["sampler"] == asdict(replace(own, graded=True))
+    latents = describe(str(folder)).geometry.latents_for_frames(48)
+    assert found["videos"][0]["cost"]["forwards"] == own.forwards_per_shift * (latents + 5)
+    text = report.text(found, "")
+    assert "Chunks of 1 latent, 6 in flight" in text
+    assert f"another setting: chunks of {own.chunk_latents} latent" in text
+    alike = found | {"sampler": asdict(own)}
+    assert "another setting (the row `graded`): " in report.text(alike, "")
+    assert "another setting" not in report.text(found | {"sampler": found["model"]["sampler"]}, "")
+    with pytest.raises(EvaluationError, match="chunk_latents must be a whole number of at least 1"):
+        study.run(
+            replace(plan, sampler={"chunk_latents": 0}), model=str(folder), output=tmp_path / "no", say=quiet
+        )
+    with pytest.raises(EvaluationError, match="chunk_latent'"):
+        study.run(
+            replace(plan, sampler={"chunk_latent": 1}), model=str(folder), output=tmp_path / "no", say=quiet
+        )
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from worker.sampler.noise import Draw, add_noise, chunk_noise, sigma_table
+from worker.sampler.noise import Draw, add_noise, chunk_noise, graded_table, sigma_table
 
 
 def test_levels_rise_from_clean_to_pure_noise() -> None:
@@ -20,6 +21,24 @@ def test_a_time_shift_of_one_keeps_the_levels_linear() -> None:
 def test_the_time_shift_bends_the_levels_by_its_formula() -> None:
     expected = [8 * (i / 20) / (1 + 7 * (i / 20)) for i in range(21)]
     assert torch.equal(sigma_table(20, 8.0), torch.tensor(expected, dtype=torch.float64).float())
+
+
+@pytest.mark.parametrize(("chunks", "latents", "forwards"), [(4, 2, 4), (3, 4, 5), (1, 3, 2), (5, 2, 1)])
+def test_graded_levels_fall_from_pure_noise_to_clean_and_go_on_from_chunk_to_chunk(
+    chunks: int, latents: int, forwards: int
+) -> None:
+    table = graded_table(chunks, latents, forwards, 1.0)
+    assert table.shape == (chunks * forwards + 1, latents)
+    assert (table[0] == 0).all()
+    assert (table[-1] == 1).all()
+    assert (table.diff(dim=0) >= 0).all()
+    window = table[forwards::forwards].flatten()  # behind a shift, front to back
+    step = 1 / ((chunks - 1) * latents + 1)
+    assert torch.allclose(window, (torch.arange(1, len(window) + 1) * step).clamp(max=1))
+
+
+def test_graded_levels_of_chunks_of_one_latent_are_the_plain_ones() -> None:
+    assert torch.equal(graded_table(8, 1, 2, 3.0)[:, 0], sigma_table(16, 3.0))
 
 
 def test_noise_is_a_function_of_seed_chunk_and_use_alone() -> None:

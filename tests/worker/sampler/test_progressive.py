@@ -32,18 +32,32 @@ def equal(ours: list[Tensor], others: list[Tensor]) -> bool:
     return len(ours) == len(others) and all(torch.equal(a, b) for a, b in zip(ours, others, strict=True))
 
 
+@pytest.mark.parametrize("graded", [False, True])
 def test_a_frame_wise_network_gives_plain_euler_per_chunk_bit_for_bit(
-    frame_wise_model: Any, config: Configure
+    frame_wise_model: Any, config: Configure, graded: bool
 ) -> None:
-    settings = config(sink=True)
+    settings = config(sink=True, graded=graded)
     chunks = finish(frame_wise_model, WindowState.start(settings, 7, SHAPE, total=6))
-    table = settings.sigmas().tolist()
+    table = settings.sigmas()
     for number, chunk in enumerate(chunks):
         x = chunk_noise(7, number, (1, 3, 2, 2, 3))
         for level in range(settings.levels, 0, -1):
-            sigmas = torch.full((1, 2), table[level])
-            x = x + (table[level - 1] - table[level]) * frame_wise_model.velocity(x, sigmas, PROMPT)
+            step = (table[level - 1] - table[level])[:, None, None]
+            x = x + step * frame_wise_model.velocity(x, table[level : level + 1], PROMPT)
         assert torch.equal(chunk, x)
+
+
+def test_graded_levels_rise_from_latent_to_latent_through_every_window(model: Any, config: Configure) -> None:
+    settings = config(graded=True, time_shift=1.0, forwards_per_shift=4)
+    sample(model, "a", chunks=9, seed=0, config=settings)
+    steady = [sigmas[0].tolist() for _, sigmas, _ in model.calls[20:24]]
+    sevenths = [  # context, then eight latents; half a step of the ladder for each forward
+        [0, 0, 1, 2, 3, 4, 5, 6, 7, 7],
+        [0, 0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7],
+        [0, 0, 0, 1, 2, 3, 4, 5, 6, 7],
+        [0, 0, 0, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5],
+    ]
+    assert steady == [pytest.approx([level / 7 for level in row]) for row in sevenths]
 
 
 def test_a_video_costs_m_times_n_plus_k_minus_1_network_evaluations(model: Any, config: Configure) -> None:
@@ -181,9 +195,7 @@ def test_every_forward_sees_the_levels_of_its_window_in_float32(model: Any, conf
     sample(model, "a", chunks=5, seed=0, config=settings)
     latents, sigmas, _ = model.calls[13]
     assert latents.dtype == sigmas.dtype == torch.float32
-    table = settings.sigmas()
-    levels = [0, 0, *(level for level in (2, 5, 8, 11) for _ in range(2))]
-    assert torch.equal(sigmas[0], table[levels])
+    assert torch.equal(sigmas[0], settings.sigmas()[[0, 2, 5, 8, 11]].flatten())
 
 
 def test_the_prompt_changes_at_the_forward_its_chunk_enters(model: Any, config: Configure) -> None:

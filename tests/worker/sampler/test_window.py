@@ -28,9 +28,7 @@ def walk(state: WindowState) -> list[PlannedForward]:
         size, active = state.config.chunk_latents, tuple((c.number, c.level) for c in state.active)
         begin = state.view().active_from
         end = begin + len(active) * size
-        assert sigmas[begin:end].tolist() == [
-            state.config.sigmas()[level].item() for _, level in active for _ in range(size)
-        ]
+        assert torch.equal(sigmas[begin:end], state.config.sigmas()[[level for _, level in active]].flatten())
         context, waiting = begin // size, (len(sigmas) - end) // size
         after = state.advance(torch.zeros(1, *state.shape))
         forwards.append(
@@ -69,10 +67,11 @@ def diffusers_windows(
 @pytest.mark.parametrize("chunks", [1, 2, 4, 5, 9])
 @pytest.mark.parametrize("constant_shape", [False, True])
 @pytest.mark.parametrize("context_chunks", [0, 1, 2])
+@pytest.mark.parametrize("graded", [False, True])
 def test_a_state_walks_through_the_plan(
-    config: Configure, chunks: int, constant_shape: bool, context_chunks: int
+    config: Configure, chunks: int, constant_shape: bool, context_chunks: int, graded: bool
 ) -> None:
-    settings = config(constant_shape=constant_shape, context_chunks=context_chunks)
+    settings = config(constant_shape=constant_shape, context_chunks=context_chunks, graded=graded)
     walked = walk(WindowState.start(settings, 0, SHAPE, total=chunks))
     assert walked == list(plan(settings, chunks))
 
@@ -186,23 +185,27 @@ def test_an_image_is_a_context_of_one_latent_that_emitted_chunks_push_out(
     assert torch.equal(state.view().latents[:, :, :2], emitted.latents)
 
 
-def test_a_noised_start_fills_the_first_window_along_the_ladder(config: Configure, latents: Given) -> None:
-    settings, clip = config(), latents(11)
+@pytest.mark.parametrize("graded", [False, True])
+def test_a_noised_start_fills_the_first_window_along_the_ladder(
+    config: Configure, latents: Given, graded: bool
+) -> None:
+    settings, clip = config(graded=graded), latents(11)
     state = WindowState.start_noised(settings, 5, SHAPE, clip, total=6)
     view = state.view()
     assert torch.equal(view.latents[:, :, :2], clip[:, :, 1:3])
     for slot in range(4):
-        sigma = settings.sigmas()[(slot + 1) * 3].item()
+        sigma = settings.sigmas()[(slot + 1) * 3][:, None, None]
         noise = chunk_noise(5, slot, (1, 3, 2, 2, 3), Draw.LADDER)
         expected = (1 - sigma) * clip[:, :, 3 + 2 * slot : 5 + 2 * slot] + sigma * noise
         assert torch.equal(view.latents[:, :, 2 + 2 * slot : 4 + 2 * slot], expected)
     assert state.forwards_total == 6 * settings.forwards_per_shift
 
 
+@pytest.mark.parametrize("graded", [False, True])
 def test_a_perfect_velocity_turns_a_noised_start_back_into_the_clip(
-    config: Configure, latents: Given
+    config: Configure, latents: Given, graded: bool
 ) -> None:
-    settings, clip = config(), latents(8)
+    settings, clip = config(graded=graded), latents(8)
     state = WindowState.start_noised(settings, 5, SHAPE, clip, total=4)
     noise = [chunk_noise(5, n, (1, 3, 2, 2, 3), Draw.LADDER) for n in range(4)]
     out = []

@@ -33,9 +33,9 @@ def only(kind: str, **changes: float) -> windows.WindowMixture:
     return windows.WindowMixture(**{**vars(MIXTURE), **values})  # type: ignore[arg-type]
 
 
-def sampler_windows(context: torch.Tensor | None = None) -> set[tuple[float, ...]]:
+def sampler_windows(context: torch.Tensor | None = None, *, graded: bool = False) -> set[tuple[float, ...]]:
     """Noise levels of every window that the sampler shows the network in a video of eight chunks."""
-    config = SamplerConfig(2, 4, 4, 1, 1.0, 1.0)
+    config = SamplerConfig(2, 4, 4, 1, 1.0, 1.0, graded=graded)
     state = WindowState.start(config, 0, (2, 2, 2), total=8, context=context)
     seen = set()
     while not state.done:
@@ -44,13 +44,21 @@ def sampler_windows(context: torch.Tensor | None = None) -> set[tuple[float, ...
     return seen
 
 
-def test_training_on_the_grid_shows_exactly_the_windows_of_the_sampler(data: Latents) -> None:
+@pytest.mark.parametrize("graded", [False, True])
+def test_training_on_the_grid_shows_exactly_the_windows_of_the_sampler(data: Latents, graded: bool) -> None:
     rng, shown = np.random.default_rng(0), set()
     for kind in ("steady", "growing", "shrinking"):
         for _ in range(30):
-            window = windows.draw(data, only(kind, on_grid=1.0), 4, rng)
+            window = windows.draw(data, only(kind, on_grid=1.0, graded=graded), 4, rng)
             shown |= {tuple(round(s, 4) for s in row) for row in window.sigmas.tolist()}
-    assert shown == sampler_windows()
+    assert shown == sampler_windows(graded=graded)
+
+
+def test_a_share_of_the_windows_is_graded(data: Latents) -> None:
+    rng = np.random.default_rng(0)
+    drawn = [windows.draw(data, only("steady", graded=0.5), 1, rng).sigmas[0, 2:] for _ in range(400)]
+    share = sum(bool(levels[4] < levels[5]) for levels in drawn) / len(drawn)
+    assert 0.4 < share < 0.6
 
 
 def test_continuing_an_image_or_a_clip_is_trained_too(data: Latents) -> None:
