@@ -45,10 +45,14 @@ def graded_table(chunks: int, chunk_latents: int, forwards_per_shift: int, time_
     the last, which stays pure noise a while longer: each is denoised over ``K * C - C + 1`` of the steps.
     """
     levels = torch.arange(chunks * forwards_per_shift + 1, dtype=torch.float64)
-    last = chunk_latents * levels / forwards_per_shift  # steps until a chunk has to be clean
+    return _bent(graded_levels(levels / forwards_per_shift, chunks, chunk_latents), time_shift)
+
+
+def graded_levels(shifts: Tensor, chunks: int, chunk_latents: int) -> Tensor:
+    """Linear levels ``(..., C)``, 0..1, of the latents of chunks to be clean in ``shifts`` ``(...)`` shifts."""
     behind = torch.arange(chunk_latents, dtype=torch.float64) + 1 - chunk_latents
-    u = (last[:, None] + behind) / (chunks * chunk_latents - chunk_latents + 1)
-    return _bent(u.clamp(0.0, 1.0), time_shift)
+    u = (chunk_latents * shifts[..., None] + behind) / (chunks * chunk_latents - chunk_latents + 1)
+    return u.clamp(0.0, 1.0)
 
 
 def _bent(u: Tensor, time_shift: float) -> Tensor:

@@ -462,11 +462,12 @@ class WindowState:
             )
         size, table = self.config.chunk_latents, self.config.sigmas()
         sink, context, _ = self._layout()
+        levels = torch.tensor([chunk.level for chunk in self.active])
+        steps = (table[levels - 1] - table[levels]).to(self.device)
         moved = []
         for slot, chunk in enumerate(self.active):
             begin = sink + context + slot * size
-            step = _column(table[chunk.level - 1] - table[chunk.level]).to(self.device)
-            latents = chunk.latents + step * velocity[:, :, begin : begin + size]
+            latents = chunk.latents + _column(steps[slot]) * velocity[:, :, begin : begin + size]
             moved.append(Chunk(chunk.number, chunk.level - 1, latents))
         self.active = moved
         self.forward += 1

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worker.sampler.noise import graded_levels
 from worker.training.latents import Clips, Latents
 from worker.training.run import ConfigError
 from worker.training.scenes import SceneAttributes
@@ -127,7 +128,8 @@ def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Gener
         elif kind == "single":
             active, clean, at_start = slots + context, 0, rng.random() < 0.6
         elif kind == "single_latents":
-            chunk, active, clean = 1, slots * chunk, 1
+            chunk, slots, clean = 1, slots * chunk, 1
+            active = slots
     length = clean + active * chunk
     batch = max(1, round(batch * full / length))
     u = rng.uniform(0, 1, (batch, 1))
@@ -136,8 +138,8 @@ def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Gener
     if one_level:
         levels = np.repeat(np.maximum(u, 1e-3), active * chunk, 1)
     elif chunk > 1 and mixture.graded and rng.random() < mixture.graded:
-        left = (np.arange(first * chunk, (first + active) * chunk)[None] + 1 - chunk) + u * chunk
-        levels = np.clip(left / ((slots - 1) * chunk + 1), 0, 1)
+        shifts = torch.from_numpy(np.arange(first, first + active)[None] + u)
+        levels = graded_levels(shifts, slots, chunk).flatten(1).numpy()
     else:
         levels = np.maximum((np.arange(first, first + active)[None] + u) / slots, 1e-3)
         levels = np.repeat(levels, chunk, 1)

@@ -54,6 +54,13 @@ def test_training_on_the_grid_shows_exactly_the_windows_of_the_sampler(data: Lat
     assert shown == sampler_windows(graded=graded)
 
 
+def test_chunks_of_one_latent_have_a_level_each_on_a_ladder_as_long(data: Latents) -> None:
+    levels = windows.draw(data, only("single_latents"), 4, np.random.default_rng(0)).sigmas
+    assert (levels[:, 0] == 0).all()
+    assert torch.allclose(levels[:, 1:].diff(dim=1), torch.tensor(1 / 8))
+    assert (levels <= 1).all()
+
+
 def test_a_share_of_the_windows_is_graded(data: Latents) -> None:
     rng = np.random.default_rng(0)
     drawn = [windows.draw(data, only("steady", graded=0.5), 1, rng).sigmas[0, 2:] for _ in range(400)]
