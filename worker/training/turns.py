@@ -6,7 +6,8 @@ until its turn and what its caption says after it, so that the network learns to
 is another scene of the set (what a changed prompt leaves behind), or the same one faint or out of shape.
 
 The object stays where it is when its motion changes: the motion after the turn is fitted to the place, and where it
-can be to the direction, in which the one before is met.
+can be to the direction, in which the one before is met. An object that is wholly gone has no place: it comes back by
+the `entrance`, always the same.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ PASTS = {
     "shape": 0.14,
     "motion": 0.32,
     "everything": 0.04,
-    "faint": 0.14,
-    "malformed": 0.10,
-    "twisted": 0.10,
+    "faint": 0.08,
+    "gone": 0.10,
+    "malformed": 0.08,
+    "twisted": 0.08,
 }
 """What a scene was before its turn, and how often: another scene that differs in this, or a slip of this kind:
-half gone, with something of another shape, or of itself at another angle (a cross with five arms)."""
+half or wholly gone, with something of another shape, or of itself at another angle (a cross with five arms)."""
 
-_SLIPS = ("faint", "malformed", "twisted")
+_SLIPS = ("faint", "gone", "malformed", "twisted")
 
 _CONFUSED = {"bounce": "orbit", "orbit": "bounce"}
 """Motions that are taken for each other: half of the pasts that differ in motion."""
@@ -55,9 +57,15 @@ class Turns:
     shape_share: Tensor  # how much of the shape after the turn is there before it, 0..1
     scale: Tensor  # size before the turn, as a fraction of the scene's
     twist: Tensor  # angle by which the shape before the turn is off, radians
+    start: Tensor  # frame 0 of both scenes
 
     def __len__(self) -> int:
         return len(self.before)
+
+    def tracks(self, frames: Tensor) -> tuple[Track, Track]:
+        """Where the objects of both scenes are at the given frames, (T,) or (B, T): (B, T)."""
+        own = frames - self.start[:, None]
+        return scenes.track(self.before, own), scenes.track(self.after, own)
 
     def done(self, frames: Tensor) -> Tensor:
         """How far each scene has turned at the given frames (T,): (B, T), from 0 to 1 without a kink."""
@@ -119,6 +127,24 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
     return _mixed(motion == before.motion, same, other)
 
 
+def entrance(plain: Scenes) -> Scenes:
+    """The same scenes with frame 0 as an object comes out of nothing, in the one way that a network can settle on.
+
+    In the center and upright, or on top of its orbit; what bounces sets out to the right and down.
+    """
+    bounces = plain.motion == MOTIONS.index("bounce")
+    place = torch.where(bounces, 0.25, 0.5)  # a bounce has places on the way there and back
+    orbits = plain.motion == MOTIONS.index("orbit")
+    return replace(
+        plain,
+        place_x=place,
+        place_y=place,
+        sign_x=torch.ones_like(place),
+        sign_y=torch.ones_like(place),
+        phase=torch.where(orbits, -math.pi / 2, 0.0),
+    )
+
+
 def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator) -> SceneAttributes:
     """Another scene that training may show, which differs from this one in `kind` alone, where there is one."""
     names = ("background", "color", "shape", "motion")
@@ -143,14 +169,17 @@ def sample(
     """Scenes that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
     count = len(attributes)
     kinds = rng.choice(list(PASTS), count, p=np.array(list(PASTS.values())) / sum(PASTS.values()))
-    faint, malformed, twisted = (kinds == kind for kind in _SLIPS)
-    slip, bent = faint | malformed | twisted, malformed | twisted
+    faint, gone, malformed, twisted = (kinds == kind for kind in _SLIPS)
+    bent = malformed | twisted
+    slip = faint | bent
     pasts = [
         a if kind in _SLIPS else _past(a, str(kind), rng) for a, kind in zip(attributes, kinds, strict=True)
     ]
     begin = begin.to(device, torch.float32)
     before = scenes.sample_scenes(pasts, rng, device)
     after = continued(before, attributes, begin)
+    enters = torch.from_numpy(gone).to(device)
+    before, after = (_mixed(enters, entrance(before), scene) for scene in (before, after))
     wrong = torch.from_numpy(rng.integers(1, len(SHAPES), count)).to(device)
     deformed = torch.where(
         torch.from_numpy(malformed).to(device), (before.shape + wrong) % len(SHAPES), before.shape
@@ -162,23 +191,19 @@ def sample(
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).float().to(device)
 
-    gone = rng.random(count) < 0.35
     periods = np.array([_PERIODS[name] for name in SHAPES])[before.shape.cpu().numpy()]
     return Turns(
         before=replace(before, shape=deformed),
         after=after,
         begin=begin,
-        length=tensor(np.where(slip, rng.uniform(4, 16, count), rng.uniform(10, 22, count))),
+        length=tensor(drawn(4, 8, gone, 0.0) + drawn(4, 16, slip, 0.0) + drawn(10, 22, ~(gone | slip), 0.0)),
         visible=tensor(
-            np.where(
-                faint & gone,
-                0.0,
-                np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent, 1.0)),
-            )
+            np.minimum(np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent, 1.0)), ~gone),
         ),
         shape_share=tensor(drawn(0, 0.8, bent, 0.0)),
         scale=tensor(drawn(0.65, 1.1, slip, 1.0)),
         twist=tensor(drawn(0.2, 0.8, twisted, 0.0) * periods),
+        start=torch.where(enters, begin, 0.0),
     )
 
 
@@ -186,15 +211,15 @@ def _angles(turns: Turns, one: Track, other: Track) -> tuple[Tensor, Tensor]:
     """The angles of both tracks, less the whole periods that they have at the turn, unless they turn alike."""
     periods = torch.tensor([_PERIODS[name] for name in SHAPES], device=turns.begin.device)
 
-    def reduced(scene: Scenes, track: Track) -> Tensor:
+    def reduced(scene: Scenes, track: Track, at_turn: Track) -> Tensor:
         period = periods[scene.shape][:, None]
-        at_turn = scenes.track(scene, turns.begin[:, None]).angle
-        return track.angle - torch.round(at_turn / period) * period
+        return track.angle - torch.round(at_turn.angle / period) * period
 
     alike = (turns.before.motion == turns.after.motion)[:, None]
+    one_then, other_then = turns.tracks(turns.begin[:, None])
     return (
-        torch.where(alike, one.angle, reduced(turns.before, one)),
-        torch.where(alike, other.angle, reduced(turns.after, other)),
+        torch.where(alike, one.angle, reduced(turns.before, one, one_then)),
+        torch.where(alike, other.angle, reduced(turns.after, other, other_then)),
     )
 
 
@@ -203,8 +228,8 @@ def _between(turns: Turns, one: Track, other: Track, done: Tensor, wraps: Tensor
 
     Where the scene `wraps`, the way is the one round the torus that is shortest in the middle of the turn.
     """
-    middle = (turns.begin + turns.length / 2)[:, None]
-    way = scenes.shortest(scenes.track(turns.after, middle).x - scenes.track(turns.before, middle).x)
+    before, after = turns.tracks((turns.begin + turns.length / 2)[:, None])
+    way = scenes.shortest(after.x - before.x)
     across = other.x - one.x
     around = torch.remainder(one.x + done * (way + scenes.shortest(across - way)), 1)
     return torch.where(wraps[:, None], around, one.x + done * across)
@@ -213,7 +238,7 @@ def _between(turns: Turns, one: Track, other: Track, done: Tensor, wraps: Tensor
 def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """As `scenes.render`: pixels (B, 3, T, size, size) in -1..1 and the coverage (B, T, size, size)."""
     done = turns.done(frames)
-    one, other = scenes.track(turns.before, frames), scenes.track(turns.after, frames)
+    one, other = turns.tracks(frames)
     wraps = scenes.wraps(turns.before) | scenes.wraps(turns.after)
     angle, other_angle = _angles(turns, one, other)
     where = Track(

@@ -16,7 +16,7 @@ from torch import Tensor
 from worker.sampler.noise import graded_levels
 from worker.training.latents import Clips, Latents
 from worker.training.run import ConfigError
-from worker.training.scenes import SceneAttributes
+from worker.training.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SceneAttributes
 
 EMPHASIS = 2.5
 TURNING_AT_ONE_LEVEL = 0.15
@@ -42,7 +42,12 @@ class WindowMixture:
     single_latents: float  # chunks of one latent (the ablation without chunks)
     turning: float = 0.0  # as `steady` or `context`, behind another past than the caption says
     graded: float = 0.0  # share of the progressive windows whose levels rise within a chunk, too
-    emphasis: tuple[str, ...] = ()  # motions that are drawn EMPHASIS times as often as the others
+    emphasis: tuple[str, ...] = ()  # shapes, motions...: each makes what has it EMPHASIS times as frequent
+
+    def __post_init__(self) -> None:
+        unknown = {*self.emphasis} - {*BACKGROUNDS, *COLORS, *SHAPES, *MOTIONS}
+        if unknown:
+            raise ConfigError(f"[windows] emphasis: no scene has {sorted(unknown)}")
 
     def kinds(self) -> dict[str, float]:
         """Probability by kind."""
@@ -79,7 +84,7 @@ def _cut(
     at_start: bool,
     emphasis: tuple[str, ...],
 ) -> tuple[Tensor, Tensor, list[SceneAttributes]]:
-    weights = np.array([EMPHASIS if a.motion in emphasis else 1.0 for a in clips.attributes])
+    weights = np.array([EMPHASIS ** len({*vars(a).values()} & {*emphasis}) for a in clips.attributes])
     rows = rng.choice(len(weights), batch, p=weights / weights.sum())
     last = clips.latents.shape[2] - length
     if at_start:

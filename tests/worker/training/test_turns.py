@@ -28,6 +28,7 @@ def turning(before: list[SceneAttributes], after: list[SceneAttributes], length:
         shape_share=0 * ones,
         scale=ones,
         twist=0 * ones,
+        start=0 * ones,
     )
 
 
@@ -92,6 +93,46 @@ def test_what_is_faint_or_out_of_shape_becomes_the_scene_of_its_caption() -> Non
         assert (between - turns.render(other, frames, 64)[1]).abs().sum() > 20  # pixels
 
 
+@pytest.mark.parametrize("motion", scenes.MOTIONS)
+def test_an_object_that_is_gone_comes_back_in_one_way(motion: str) -> None:
+    """In the center and upright, or on top of its orbit, wherever it was lost; a bounce sets out right and down."""
+    count = 16
+    asked = [one(motion, shape="cross")] * count
+    plain = scenes.sample_scenes(asked, np.random.default_rng(5))
+    back = turns.entrance(plain)
+    now, soon = (scenes.track(back, torch.tensor([frame])) for frame in (0, 2))
+    top = torch.where(back.motion == scenes.MOTIONS.index("orbit"), back.orbit, 0.0)
+    assert torch.allclose(now.x[:, 0], torch.full((count,), 0.5), atol=1e-5)
+    assert torch.allclose(now.y[:, 0], 0.5 - top, atol=1e-5)
+    assert torch.equal(now.angle, torch.zeros(count, 1))
+    assert back.attributes() == asked
+    assert torch.equal(back.speed, plain.speed)  # as fast and as large as it was
+    assert torch.equal(back.radius, plain.radius)
+    right, down = (soon.x - now.x) > 5e-3, (soon.y - now.y) > 5e-3
+    assert right.all() == (motion in ("bounce", "orbit", "right"))
+    assert down.all() == (motion == "bounce")
+
+
+def test_what_is_gone_before_its_turn_is_the_scene_of_its_caption_from_the_entrance_on() -> None:
+    asked = scenes.sample_attributes(64, np.random.default_rng(6))
+    batch = turns.sample(asked, torch.full((64,), BEGIN), np.random.default_rng(7))
+    gone = [i for i, start in enumerate(batch.start.tolist()) if start]
+    assert len(gone) > 3
+    frames = torch.arange(990, 1062)
+    pixels, alpha = turns.render(batch, frames, 64)
+    pieces = torch.cat([turns.render(batch, piece, 64)[0] for piece in frames.split(16)], 2)
+    for i in gone:
+        plain = turns.entrance(scenes.sample_scenes([asked[i]], np.random.default_rng(0)))
+        assert alpha[i, :11].sum() == 0
+        came = batch.start[i] + batch.length[i] - frames[0]
+        assert alpha[i, int(came.ceil())].sum() > 100  # pixels: all of it is there
+        assert oracle.judge(oracle.to_uint8(pixels[i : i + 1, :, 20:]), asked[i]).follows
+        seen = oracle.measure(oracle.to_uint8(pixels[i : i + 1, :, 20:21]))
+        where = scenes.track(plain, torch.tensor([20.0 - 10]))
+        assert abs(float(seen.x[0]) - float(where.x)) < 0.12  # of the width, whose speeds differ
+        assert torch.allclose(pieces[i], pixels[i], atol=1e-5)
+
+
 def test_a_shape_with_arms_too_many_becomes_one_with_its_own() -> None:
     plain = turning([one("spin", shape="cross")] * 4, [one("spin", shape="cross")] * 4)
     twisted = replace(plain, twist=torch.full((4,), 0.8), shape_share=torch.full((4,), 0.5))
@@ -133,5 +174,7 @@ def test_turns_are_drawn_alike_from_alike_seeds_and_end_in_what_the_caption_says
     assert 0.2 < slips.float().mean() < 0.45
     assert all(count > 0 for count, slip in zip(differ, slips, strict=True) if not slip)
     assert sum(count == 1 for count in differ) > 100
-    faint = (batch.visible == 0).sum()
-    assert 3 <= faint <= 30
+    gone = batch.visible == 0
+    assert 8 <= gone.sum() <= 32
+    assert torch.equal(gone, batch.start == begin)
+    assert (batch.start[~gone] == 0).all()

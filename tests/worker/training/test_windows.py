@@ -92,6 +92,29 @@ def test_growing_windows_begin_where_the_video_begins(data: Latents) -> None:
         assert any(torch.equal(row, clip[:, :length]) for clip in data.start.latents)
 
 
+def test_what_is_emphasised_is_drawn_more_often(data: Latents) -> None:
+    asked = [
+        scenes.SceneAttributes("black", "red", shape, motion)
+        for shape in ("square", "cross")
+        for motion in ("left", "spin")
+    ]
+    data = replace(data, middle=replace(data.middle, attributes=asked))
+    emphasis = replace(MIXTURE, **{**dict.fromkeys(KINDS, 0.0), "steady": 1.0}, emphasis=("spin", "cross"))
+    rows = [
+        a
+        for seed in range(60)
+        for a in windows.draw(data, emphasis, 40, np.random.default_rng(seed)).attributes
+    ]
+    plain, spin, cross, both = (rows.count(a) / len(rows) for a in asked)
+    for more, expected in ((spin, 2.5), (cross, 2.5), (both, 6.25)):
+        assert more / plain == pytest.approx(expected, rel=0.25)
+
+
+def test_an_emphasis_that_no_scene_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cros"):
+        replace(MIXTURE, emphasis=("spin", "cros"))
+
+
 def test_a_turning_window_always_holds_a_part_of_the_turn(data: Latents) -> None:
     rng, begins, contexts = np.random.default_rng(2), set(), set()
     assert data.turning is not None
