@@ -1,24 +1,26 @@
 # longtake: every task of a checkout. `make` alone lists them.
 #
 # PYTHON   interpreter the environment is made with (3.11 or newer)
-# TORCH    cpu   (default) the CPU build: from PyTorch's own CPU index when it answers, else the default index
+# TORCH    cpu   the CPU build: from PyTorch's own CPU index when it answers, else the default index
 #          cuda  whatever build the default index has for this platform (on Linux: CUDA)
 #          URL   an index to take torch from, for a certain CUDA version: TORCH=https://download.pytorch.org/whl/cu130
+#          Default: what the environment has, at first cpu. Another choice replaces the build.
 # SECONDS  length of the demo's video
 # TESTERS  processes that share the tests; with more, tests that depend on time may fail on a small machine
 
 PYTHON  ?= python3
-TORCH   ?= cpu
 SECONDS ?= 60
 TESTERS ?= 2
 PROMPT  ?= a red ball bouncing off the walls on a black background
 
 VENV := .venv
+INSTALLED_TORCH := $(shell cat .venv/torch-build 2>/dev/null)
+TORCH ?= $(or $(INSTALLED_TORCH),cpu)
 BIN  := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-all bench lint format types vendor clean
+.PHONY: help install another-torch demo up test test-all bench lint format types vendor clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +30,9 @@ install: $(VENV)/.installed  ## make .venv with everything for this checkout
 $(VENV)/.installed: pyproject.toml constraints.txt tests/conformance/openai-2.txt deploy/install.sh
 	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' deploy/install.sh $(VENV)
 	@touch $@
+ifneq ($(TORCH),$(INSTALLED_TORCH))
+$(VENV)/.installed: another-torch
+endif
 
 demo: install  ## generate a video through the whole service on embedded defaults, leave demo.mp4
 	@$(BIN)/longtake generate "$(PROMPT)" --seconds $(SECONDS) --output demo.mp4

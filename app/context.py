@@ -21,6 +21,7 @@ from app.jobs.store import Created, QueueFull, VideoStore
 from app.keys import Keyring
 from app.limits import DailySecondsExceeded, RequestRate, TooManyQueued, announce, seconds_until_tomorrow
 from app.metrics import Metrics
+from app.overdrawn import finish_overdrawn
 from app.removal import sweep
 from app.schemas import ChunkObject, VideoObject, chunk_object, format_seconds, video_object
 from app.settings import Settings
@@ -46,7 +47,7 @@ class Context:
         if settings.redis_url is None:
             raise ValueError("LONGTAKE_REDIS_URL is not set")
         self.settings = settings
-        self.origin = (settings.public_url or "").rstrip("/")
+        self.origin = settings.public_url or ""
         url = settings.redis_url.get_secret_value()
         self.videos = VideoStore(
             connect(url, timeout_seconds=_REDIS_SECONDS, retries=_ATTEMPTS - 1),
@@ -107,6 +108,7 @@ class Context:
         def limits() -> None:
             if self.keyring is not None:
                 announce(self.videos.redis, self.keyring.all(), self.settings)
+                finish_overdrawn(self.videos, self.keyring.all(), self.settings)
 
         return {"removal of expired videos": expire, "limits of API keys": limits}
 
@@ -163,14 +165,24 @@ class Context:
                 retry_after_seconds=30,
             ) from error
         except DailySecondsExceeded as error:
-            refusal = too_many(
-                f"This API key may ask for {format_seconds(limits.seconds_per_day)} s of video a day; "
-                f"{format_seconds(error.left_seconds)} s of today's are left.",
-                code="daily_seconds_exceeded",
-                retry_after_seconds=seconds_until_tomorrow(),
-            )
-            refusal.headers["x-should-retry"] = "false"  # SDKs would try again at once
-            raise refusal from error
+            raise self._day_is_spent(error) from error
+
+    def request(self, video_id: str, change: Callable[[Video], Video]) -> Video:
+        """What the caller asks of a video of its own, within its limits. Raises `APIError` 429, and `VideoGone`."""
+        try:
+            return self.videos.request(video_id, change, limits=self.caller.limits)
+        except DailySecondsExceeded as error:
+            raise self._day_is_spent(error) from error
+
+    def _day_is_spent(self, error: DailySecondsExceeded) -> APIError:
+        refusal = too_many(
+            f"This API key may ask for {format_seconds(self.caller.limits.seconds_per_day)} s of video a day; "
+            f"{format_seconds(error.left_seconds)} s of today's are left.",
+            code="daily_seconds_exceeded",
+            retry_after_seconds=seconds_until_tomorrow(),
+        )
+        refusal.headers["x-should-retry"] = "false"  # SDKs would try again at once
+        return refusal
 
     def wire(self, *videos: Video) -> list[VideoObject]:
         """Videos as clients see them now."""

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import tempfile
 import threading
 import time
@@ -153,6 +154,17 @@ class KeyFile:
         finally:
             os.close(lock)
 
+    @staticmethod
+    def _keep_access(old: Path, descriptor: int) -> None:
+        """Whoever could read the file before can read the one that replaces it. Raises OSError."""
+        try:
+            status = old.stat()
+        except FileNotFoundError:
+            return
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+
     def _write(self, keys: list[ApiKey]) -> None:
         # Through a link, as secrets are often mounted: the file it names is replaced, not the link.
         target = self.path.resolve()
@@ -164,6 +176,7 @@ class KeyFile:
             raise KeysError(f"cannot write API keys to {self.path}: {error.strerror}") from error
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                self._keep_access(target, descriptor)
                 file.write(_File(keys=keys).model_dump_json(indent=2, exclude_none=True) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

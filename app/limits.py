@@ -6,10 +6,12 @@
 | longtake:spent:{owner}:{day} | string | milliseconds of video asked for on a day (UTC); expires after the next |
 | longtake:requests:{owner}    | string | when the owner's bucket is full again, in microseconds; expires then   |
 
-The first two are written by `VideoStore`, in the transactions that create, cancel and delete a video and commit its
-chunks; the first one also by each API process from time to time, so that a changed limit, or one that was lost with
-Redis, is in force for videos that wait already. A video counts on the day it is asked for, with the length that is
-asked for; the field `charged` of its record holds that. What is made beyond it counts on the day it is made.
+The first two are written by `VideoStore`, in the transactions that create, cancel and delete a video, change its
+length and commit its chunks; the first one also by each API process from time to time, so that a changed limit, or one
+that was lost with Redis, is in force for videos that wait already. A video counts on the day it is asked for, with the
+length that is asked for; the field `charged` of its record holds that. What makes it longer counts on the day that is
+asked for. An endless video costs a minute at first; what it becomes beyond that counts on the day it is made, and when
+the day is spent the video is finished (`app.overdrawn`).
 """
 
 from __future__ import annotations

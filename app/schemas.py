@@ -323,6 +323,7 @@ class ModelObject(BaseModel):
     num_inference_steps: int
     num_inference_steps_multiple_of: int
     example_prompts: list[str]
+    served: bool = Field(description="Whether a live worker has it loaded; if not, its videos wait for one.")
 
 
 class ModelList(BaseModel):
@@ -610,7 +611,7 @@ def chunk_seconds(card: ModelCard) -> float:
 
 
 def model_object(
-    card: ModelCard, *, default_seconds: float, min_seconds: float, max_seconds: float
+    card: ModelCard, *, served: bool, default_seconds: float, min_seconds: float, max_seconds: float
 ) -> ModelObject:
     """The wire form of a registered model, with the limits of this server."""
     return ModelObject(
@@ -627,4 +628,5 @@ def model_object(
         num_inference_steps=card.levels,
         num_inference_steps_multiple_of=card.chunks_in_flight,
         example_prompts=list(card.example_prompts),
+        served=served,
     )

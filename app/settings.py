@@ -15,7 +15,10 @@ from app.addresses import parse_networks
 class Settings(BaseSettings):
     """Settings of one process. Durations are in seconds, sizes in bytes, unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="LONGTAKE_", extra="ignore", frozen=True)
+    # Compose files pass on what is not set as "", which must never become a path, a secret or a URL.
+    model_config = SettingsConfigDict(
+        env_prefix="LONGTAKE_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     # Where things live.
     data_dir: Path = Field(Path("longtake-data"), description="Folder of the embedded defaults.")
@@ -26,7 +29,11 @@ class Settings(BaseSettings):
         None, description="`file:///dir` or `s3://bucket/prefix`. None: a folder in data_dir."
     )
     s3_endpoint_url: str | None = Field(None, description="Endpoint of an S3-compatible store; None: AWS.")
-    s3_region: str = Field("us-east-1", description="Region the store signs with.")
+    s3_region: str | None = Field(
+        None,
+        description="Region of the bucket. None: as AWS_REGION, AWS_DEFAULT_REGION or the AWS profile says, else "
+        "us-east-1.",
+    )
     s3_addressing: Literal["auto", "path", "virtual"] | None = Field(
         None, description="How the bucket is named in URLs; None: `path` with s3_endpoint_url, else `auto`."
     )
@@ -43,7 +50,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on; 0: a free one.")
     public_url: str | None = Field(
-        None, description="Origin clients reach the API at, prefixed to URLs in answers. None: relative URLs."
+        None,
+        description="Origin clients reach the API at, prefixed to URLs in answers and events. None: relative URLs.",
     )
     api_keys_file: Path | None = Field(
         None,
@@ -80,7 +88,11 @@ class Settings(BaseSettings):
     shutdown_seconds: float = Field(5.0, gt=0, description="Grace for open requests when the API stops.")
 
     # What may be asked.
-    model: str = Field("builtin", description="Model a worker loads: `builtin`, a folder, or a hub id.")
+    model: str = Field(
+        "builtin",
+        description="Model a worker loads: `builtin`, a folder, or a hub id. Set for the API, too: the model of "
+        "requests that name none; not set there: one that a worker serves now.",
+    )
     default_seconds: float = Field(60.0, gt=0, description="Length of a video that is asked for without one.")
     max_seconds: float = Field(3600.0, gt=0, description="Longest video one request may ask for.")
     max_endless_seconds: float = Field(
@@ -164,9 +176,14 @@ class Settings(BaseSettings):
     )
 
     # Work.
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, ...")
+    device: str = Field(
+        "auto", description="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ... One worker per GPU."
+    )
+    worker_number: int = Field(
+        0, ge=0, description="Which of its machine's workers this is, from 0; `auto` takes that GPU."
+    )
     slots: int = Field(0, ge=0, le=64, description="Videos one worker makes at once; 0: chosen by device.")
-    torch_threads: int = Field(0, ge=0, description="CPU threads per torch operation; 0: chosen by device.")
+    torch_threads: int = Field(1, ge=1, description="CPU threads per torch operation.")
     turn_seconds: float = Field(
         60.0,
         ge=0,
@@ -178,8 +195,16 @@ class Settings(BaseSettings):
         gt=0,
         description="This often one video of a lower priority that has waited so long gets a turn before all others.",
     )
-    codec: Literal["h264", "hevc", "vp9", "av1"] = Field("h264", description="Codec of the video files.")
-    crf: int = Field(20, ge=0, le=63, description="Constant rate factor of the codec; lower is better.")
+    codec: Literal["h264", "hevc", "vp9", "av1", "h264_nvenc", "hevc_nvenc", "av1_nvenc"] = Field(
+        "h264", description="Codec of the video files; `_nvenc`: encoded by the GPU."
+    )
+    crf: int | None = Field(
+        None,
+        ge=0,
+        le=63,
+        description="Quality on the scale of the codec, lower is better. None: the codec's own (h264 20, hevc 23, "
+        "vp9 30, av1 32).",
+    )
     stage_queue: int = Field(2, ge=1, description="Chunks that may wait between two pipeline stages.")
     lease_seconds: float = Field(15.0, ge=1, description="A worker silent this long loses its videos.")
     heartbeat_seconds: float = Field(3.0, gt=0, description="How often a worker says that it lives.")
@@ -210,11 +235,10 @@ class Settings(BaseSettings):
         parse_networks(text)
         return text
 
-    @field_validator("api_keys_file", "signing_secret", "metrics_token", mode="before")
+    @field_validator("public_url")
     @classmethod
-    def _empty_is_unset(cls, value: object) -> object:
-        # Compose files pass on what is not set as "", which must never become a path or a secret.
-        return None if value == "" else value
+    def _without_slash(cls, url: str | None) -> str | None:
+        return url and url.rstrip("/")
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -166,8 +166,11 @@ def _model(name: str | None, cards: Mapping[str, ModelCard], settings: Settings)
             "No worker has registered a model yet. Try again soon.", code="no_model", retry_after_seconds=5
         )
     if name is None:
-        # The configured model under its own name, else the newest a worker has told of.
-        return cards.get(settings.model) or max(cards.values(), key=lambda card: card.created_at)
+        if "model" in settings.model_fields_set:
+            for card in cards.values():
+                if settings.model in (card.name, card.loaded_as):
+                    return card
+        return next(iter(cards.values()))  # one that a worker serves now, if there is any
     if name not in cards:
         raise invalid(
             f"There is no model {quoted(name)}. Registered: {', '.join(sorted(cards))}.",

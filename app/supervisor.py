@@ -250,7 +250,7 @@ class Supervisor:
             self._begin("redis", redis.start, _REDIS_SECONDS)
             redis_url = redis.url
         self.store = VideoStore(
-            connect(redis_url, timeout_seconds=1.0, retries=0), origin=(settings.public_url or "").rstrip("/")
+            connect(redis_url, timeout_seconds=1.0, retries=0), origin=settings.public_url or ""
         )
         self._restore()
         self._take_back()
@@ -269,7 +269,8 @@ class Supervisor:
         self._begin("api", self._python("api", "api", env), settings.shutdown_seconds + 5.0)
         for index in range(self.workers):
             name = f"worker-{index}"
-            self._begin(name, self._python("worker", name, env), _WORKER_SECONDS)
+            own = {**env, "LONGTAKE_WORKER_NUMBER": str(index)}
+            self._begin(name, self._python("worker", name, own), _WORKER_SECONDS)
 
     def _begin(self, name: str, begin: Callable[[], subprocess.Popen[bytes]], end_seconds: float) -> None:
         log = LogFollower(self.folder.logs / f"{name}.log")

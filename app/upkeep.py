@@ -39,6 +39,10 @@ class Upkeep:
             for name, chore in self._chores.items():
                 try:
                     chore()
-                except (RedisError, StorageError, KeysError) as error:
+                except RedisError as error:
                     log.warning("%s: put off, %s", name, type(error).__name__)
+                except (StorageError, KeysError) as error:
+                    log.warning("%s: put off, %s: %s", name, type(error).__name__, error)
+                except Exception:  # without this thread nothing would ever expire
+                    log.exception("%s: unexpected error; put off", name)
             self._stop.wait(self._every_seconds)

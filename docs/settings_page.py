@@ -14,7 +14,7 @@ PAGE = Path(__file__).with_name("settings.md")
 
 _HEAD = """# Settings
 
-Every setting is an environment variable. Durations are in seconds and sizes in bytes, unless the name says otherwise. What is not set has the default. `longtake up`, `api` and `worker` have flags for some; a flag comes before its variable.
+Every setting is an environment variable. Durations are in seconds and sizes in bytes, unless the name says otherwise. What is not set, or empty, has the default. Give the API and the workers the same ones: some are read by both. `longtake up`, `api` and `worker` have flags for some; a flag comes before its variable.
 
 <!-- Written by docs/settings_page.py from app/settings.py; a test compares the two. -->
 """  # noqa: E501

@@ -729,6 +729,4 @@ def _root(error: BaseException) -> Exception:
 
 
 def _encoder_settings(settings: Settings) -> EncoderSettings:
-    # The default quality is the codec's own: the scales of two codecs have little in common.
-    quality = settings.crf if "crf" in settings.model_fields_set else None
-    return EncoderSettings(settings.codec, quality)
+    return EncoderSettings(settings.codec, settings.crf)

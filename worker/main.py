@@ -399,8 +399,8 @@ class _BadSettings(Exception):
 def _run(settings: Settings, signals: Signals | None) -> int:
     if settings.redis_url is None:
         raise _BadSettings("LONGTAKE_REDIS_URL is not set")
-    device = choose_device(settings.device)
-    torch.set_num_threads(choose_torch_threads(settings.torch_threads, device))
+    device = choose_device(settings.device, settings.worker_number)
+    torch.set_num_threads(settings.torch_threads)
     description = describe(settings.model)
     log.info("loading model %s on %s", description.name, device)
     started = time.monotonic()
@@ -408,7 +408,7 @@ def _run(settings: Settings, signals: Signals | None) -> int:
     with _ended_at_once(signals):
         model = load_model(settings.model, device=device)
     log.info("model %s loaded on %s in %.1f s", model.name, device, time.monotonic() - started)
-    return serve(settings, model, model_card(model, description), threading.Event(), signals)
+    return serve(settings, model, model_card(model, description, settings.model), threading.Event(), signals)
 
 
 def serve(
@@ -450,7 +450,7 @@ def serve(
         return Process(settings, card, runtime, slots).run(signals)
 
 
-def model_card(model: VideoModel, description: ModelDescription) -> ModelCard:
+def model_card(model: VideoModel, description: ModelDescription, loaded_as: str) -> ModelCard:
     """What the API is told about a loaded model."""
     return ModelCard(
         name=model.name,
@@ -465,6 +465,7 @@ def model_card(model: VideoModel, description: ModelDescription) -> ModelCard:
         prompt_tokens=description.prompt_tokens,
         created_at=time.time(),
         example_prompts=description.example_prompts,
+        loaded_as=loaded_as,
     )
 
 
@@ -498,21 +499,17 @@ def _open_objects(settings: Settings, shutdown: threading.Event) -> ObjectStore 
     return None
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is the GPU if there is one. Raises `_BadSettings` for a device that is not there."""
+def choose_device(wanted: str, worker_number: int = 0) -> torch.device:
+    """`auto` is this worker's share of the GPUs, if there are any. Raises `_BadSettings` for one that is not there."""
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return torch.device("cuda", worker_number % gpus) if gpus else torch.device("cpu")
     try:
         device = torch.device(wanted)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise _BadSettings(f"device {wanted} cannot be used on this machine") from error
     return device
-
-
-def choose_torch_threads(wanted: int, device: torch.device) -> int:
-    """CPU threads per operation."""
-    return wanted or 1
 
 
 def choose_slots(wanted: int, model: VideoModel) -> int:

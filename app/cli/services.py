@@ -123,9 +123,7 @@ def _recover(options: argparse.Namespace) -> int:
         if found.problem or not options.quiet:
             print(found, flush=True)
 
-    store = VideoStore(
-        connect(redis_url), origin=(settings.public_url or "").rstrip("/"), max_events=settings.max_events
-    )
+    store = VideoStore(connect(redis_url), origin=settings.public_url or "", max_events=settings.max_events)
     try:
         summary = recover(store, store_of(settings), dry_run=options.dry_run, tell=tell)
     except RedisError as error:

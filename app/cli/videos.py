@@ -277,4 +277,5 @@ def _length(video: VideoObject) -> str:
 
 def _model_line(model: ModelObject) -> str:
     sizes = ", ".join(model.sizes)
-    return f"{model.id}  {sizes}  {model.fps} fps  up to {model.max_seconds:g} s"
+    line = f"{model.id}  {sizes}  {model.fps} fps  up to {model.max_seconds:g} s"
+    return line if model.served else f"{line}  no worker has it now"

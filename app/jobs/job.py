@@ -238,6 +238,8 @@ class ModelCard(_Frozen):
     prompt_tokens: int
     created_at: float
     example_prompts: tuple[str, ...] = ()
+    loaded_as: str = ""
+    """What the worker's LONGTAKE_MODEL says."""
     schema_version: int = SCHEMA_VERSION
 
     def frames_of_chunks(self, chunks: int) -> int:

@@ -27,6 +27,7 @@ The policy, and all of it is in the scripts below, so that what is taken and wha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -363,6 +364,17 @@ class Line:
         pipe.zremrangebyscore(slots_key(model), 0, now)
         pipe.zadd(slots_key(model), dict.fromkeys(_slot_names(worker, count), now + lease_seconds))
         pipe.execute()
+
+    def served(self, models: Iterable[str]) -> set[str]:
+        """Those of the models that have a live slot."""
+        names = list(models)
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.time()
+        for name in names:
+            pipe.zrange(slots_key(name), -1, -1, withscores=True)
+        (seconds, microseconds), *latest = pipe.execute()
+        now = seconds + microseconds / 1e6
+        return {name for name, slots in zip(names, latest, strict=True) if slots and slots[0][1] > now}
 
     def withdraw_slots(self, model: str, worker: str, count: int) -> None:
         """A worker's slots are gone."""

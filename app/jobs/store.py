@@ -660,11 +660,14 @@ class VideoStore:
 
         return self._optimistically(transact, video_key(video_id))
 
-    def request(self, video_id: str, change: Callable[[Video], Video]) -> Video:
+    def request(
+        self, video_id: str, change: Callable[[Video], Video], *, limits: Limits = UNLIMITED
+    ) -> Video:
         """Records what a client asks of a video, for the worker that makes it now or later; returns the video.
 
-        `change` gives the video as it is to be, or raises to refuse; it may be called more than once. Watchers get a
-        `status` event unless it is a prompt, of which they hear when it is settled. Raises `VideoGone`.
+        `change` gives the video as it is to be, or raises to refuse; it may be called more than once. What makes it
+        longer counts on the day it is asked; `limits` are the owner's. Watchers get a `status` event unless it is a
+        prompt, of which they hear when it is settled. Raises `VideoGone` and `DailySecondsExceeded`.
         """
         revision = secrets.token_hex(8)
 
@@ -677,12 +680,28 @@ class VideoStore:
                 pipe.multi()
                 return video
             changed = change(video)
+            account, owed = spent_key(video.spec.owner, time.time()), 0
+            if b"charged" in raw and changed.spec.seconds != video.spec.seconds:
+                owed = max(0, asked_milliseconds(changed.spec) - int(raw[b"charged"]))
+            if owed and limits.seconds_per_day:
+                pipe.watch(account)
+                left = milliseconds(limits.seconds_per_day) - int(pipe.get(account) or 0)
+                if owed > left:
+                    raise DailySecondsExceeded(max(0, left) / 1000)
             pipe.multi()
+            if owed:
+                pipe.hincrby(video_key(video_id), "charged", owed)
+                pipe.incrby(account, owed)
+                pipe.expire(account, ACCOUNT_SECONDS)
             if self._replace(pipe, video, changed):
                 pipe.hset(video_key(video_id), "revision", revision)
             return changed
 
         return self._optimistically(transact, video_key(video_id))
+
+    def spent_seconds(self, owner: str) -> float:
+        """What an owner has asked for today, and what was made beyond it."""
+        return int(self.redis.get(spent_key(owner, time.time())) or 0) / 1000
 
     def delete(self, video: Video) -> None:
         """Removes every record of a video. A worker that still runs it finds it gone and stops.
@@ -1114,13 +1133,18 @@ class VideoStore:
         self.redis.hset(MODELS_KEY, card.name, card.model_dump_json())
 
     def models(self) -> dict[str, ModelCard]:
-        """Every model that a worker has registered and that can be read, by name."""
+        """Every model that a worker has registered and that can be read, by name.
+
+        Those that a live worker serves come first, and of these the one whose worker began last.
+        """
         found = (
             self._readable(f"model {name.decode()}", parsed, "model", ModelCard, raw)
             for name, raw in self.redis.hgetall(MODELS_KEY).items()
         )
-        cards = [card for card in found if card is not None]
-        return {card.name: card for card in sorted(cards, key=lambda c: c.created_at)}
+        cards = {card.name: card for card in found if card is not None}
+        served = self.line.served(cards)
+        order = sorted(cards.values(), key=lambda card: (card.name in served, card.created_at), reverse=True)
+        return {card.name: card for card in order}
 
     def worker_alive(self, name: str, info: Mapping[str, Any], lease_seconds: float) -> None:
         """Announces a worker and the slots it has for its model; it counts as gone when the lease runs out.

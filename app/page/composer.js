@@ -44,6 +44,9 @@ export class Composer {
   offer(models) {
     this.#models = models;
     options(this.fields.model, models.map((model) => model.id));
+    models.forEach((model, at) => {
+      this.fields.model.options[at].label = model.served ? model.id : `${model.id} (no worker)`;
+    });
     this.form.querySelector("#model-field").hidden = models.length < 2;
     this.#arrange();
   }

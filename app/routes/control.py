@@ -150,7 +150,7 @@ async def steer_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject:
 
 def _ask(ctx: Context, video_id: str, change: Callable[[Video], Video]) -> VideoObject:
     try:
-        video = ctx.videos.request(ctx.video(video_id).id, change)
+        video = ctx.request(ctx.video(video_id).id, change)
     except VideoGone as error:
         raise no_video() from error
     _keep_wish(ctx, video)

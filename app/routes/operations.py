@@ -48,7 +48,7 @@ class Readiness(BaseModel):
 )
 def list_models(ctx: Ctx) -> ModelList:
     """Models that workers have registered, with what can be asked of them."""
-    return ModelList(data=[_wire(card, ctx) for card in ctx.videos.models().values()])
+    return ModelList(data=_wire(list(ctx.videos.models().values()), ctx))
 
 
 @router.get(
@@ -63,17 +63,21 @@ def retrieve_model(model: str, ctx: Ctx) -> ModelObject:
     card = ctx.videos.models().get(model)
     if card is None:
         raise not_found(f"There is no model {quoted(model)}.", code="model_not_found", param="model")
-    return _wire(card, ctx)
+    return _wire([card], ctx)[0]
 
 
-def _wire(card: ModelCard, ctx: Context) -> ModelObject:
-    limits = ctx.settings
-    return model_object(
-        card,
-        default_seconds=min(limits.default_seconds, limits.max_seconds),
-        min_seconds=limits.min_seconds,
-        max_seconds=limits.max_seconds,
-    )
+def _wire(cards: list[ModelCard], ctx: Context) -> list[ModelObject]:
+    limits, served = ctx.settings, ctx.videos.line.served(card.name for card in cards)
+    return [
+        model_object(
+            card,
+            served=card.name in served,
+            default_seconds=min(limits.default_seconds, limits.max_seconds),
+            min_seconds=limits.min_seconds,
+            max_seconds=limits.max_seconds,
+        )
+        for card in cards
+    ]
 
 
 @router.get("/healthz", response_model=Health, tags=["operations"], summary="Liveness")

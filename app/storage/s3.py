@@ -6,6 +6,7 @@ GetObject with ranges, HeadObject, ListObjectsV2, DeleteObject(s), multipart upl
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -135,7 +136,7 @@ class S3Store:
             session = boto3.session.Session(
                 aws_access_key_id=access_key_id,
                 aws_secret_access_key=secret_access_key,
-                region_name=region,
+                region_name=region or os.environ.get("AWS_REGION"),  # boto3 itself does not look there
             )
 
             def client(endpoint: str | None) -> Any:

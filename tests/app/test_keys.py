@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import stat
 import subprocess
 import sys
@@ -78,6 +79,18 @@ def test_a_file_behind_a_link_is_replaced_and_the_link_stays(path: Path, tmp_pat
     KeyFile(path).create("x")
     assert path.is_symlink()
     assert len(KeyFile(tmp_path / "secrets" / "keys.json").read()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_change_by_another_user_leaves_the_file_to_those_who_could_read_it(path: Path) -> None:
+    file = KeyFile(path)
+    key, _ = file.create("x")
+    path.chmod(0o640)
+    os.chown(path, 1234, 2345)
+    file.revoke(key.id)
+    file.create("y")
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 2345, 0o640)
 
 
 ENTRY = {"id": "0" * 12, "name": "x", "sha256": "0" * 64, "created_at": 1}

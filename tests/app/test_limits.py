@@ -110,11 +110,62 @@ def test_what_is_given_back_is_what_was_charged(tenants: Tenants, end: str) -> N
     client = tenants.join(seconds_per_day=10)
     tenants.create(client, seconds=4)
     video_id = tenants.create(client, seconds=2)["id"]
-    assert client.patch(f"/v1/videos/{video_id}", json={"seconds": 60}).status_code == 200
+    assert client.patch(f"/v1/videos/{video_id}", json={"seconds": 5}).status_code == 200
+    assert spent_milliseconds(tenants, client) == 9000
     if end == "cancel":
         client.post(f"/v1/videos/{video_id}/cancel")
     client.delete(f"/v1/videos/{video_id}")
     assert spent_milliseconds(tenants, client) == 4000
+
+
+def test_what_makes_a_video_longer_is_asked_for_too(replicas: tuple[Tenants, Tenants]) -> None:
+    tenants = replicas[0]
+    clients = both(replicas, seconds_per_day=10)
+    ids = iter([tenants.create(clients[0], seconds=1)["id"] for _ in range(8)])
+    answers = at_once(clients, 8, lambda client: client.patch(f"/v1/videos/{next(ids)}", json={"seconds": 2}))
+    assert sorted(answer.status_code for answer in answers) == [200] * 2 + [429] * 6
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert "0 s of today's are left" in tenants.api.error(refused, 429, "daily_seconds_exceeded")
+    assert spent_milliseconds(tenants, clients[0]) == 10_000
+    video_id = tenants.create(tenants.join(), seconds=1)["id"]
+    assert clients[1].patch(f"/v1/videos/{video_id}", json={"seconds": 2}).status_code == 404
+
+
+def test_a_shorter_video_and_a_repeated_length_cost_nothing(tenants: Tenants) -> None:
+    client = tenants.join(seconds_per_day=5)
+    video_id = tenants.create(client, seconds=5)["id"]
+    for seconds in (3, 5, 5):
+        assert client.patch(f"/v1/videos/{video_id}", json={"seconds": seconds}).status_code == 200
+    assert spent_milliseconds(tenants, client) == 5000
+    endless = client.patch(f"/v1/videos/{video_id}", json={"seconds": "endless"})
+    tenants.api.error(endless, 429, "daily_seconds_exceeded")
+
+
+def test_an_endless_video_ends_when_its_key_s_day_is_spent(
+    settings: Callable[..., Settings], tmp_path: Path, eventually: Any
+) -> None:
+    with running_tenants(settings(api_keys_file=tmp_path / "keys.json", sweep_seconds=0.05)) as tenants:
+        spender, other = tenants.join(seconds_per_day=60), tenants.join()
+        ids = [tenants.create(client, seconds="endless")["id"] for client in (spender, other)]
+        worker = tenants.api.worker
+        for video_id in ids:
+            worker.claim(video_id)
+            worker.commit(video_id, 0)
+        chunks = 60 * FPS // CHUNK_FRAMES
+        for index in range(1, chunks):
+            worker.commit(ids[0], index)
+
+        def asked(video_id: str) -> bool:
+            video = worker.videos.get(video_id)
+            assert video is not None
+            return video.state.finish_requested
+
+        assert spent_milliseconds(tenants, spender) == 60_000
+        assert not asked(ids[0])
+        for index in range(chunks, chunks + 2):
+            worker.commit(ids[0], index)
+        eventually(lambda: asked(ids[0]))
+        assert not asked(ids[1])
 
 
 def test_two_deletions_at_once_give_back_once(tenants: Tenants) -> None:

@@ -43,7 +43,9 @@ def end(*_):
     store.redis.ping()  # Redis is still there
     print("worker ends", flush=True); os._exit(0)
 signal.signal(signal.SIGTERM, end)
-store.worker_alive(f"w{os.getpid()}", {"model": "m", "slots": 1, "host": socket.gethostname(), "pid": os.getpid()}, 60)
+number = os.environ["LONGTAKE_WORKER_NUMBER"]
+info = {"model": "m", "slots": 1, "host": socket.gethostname(), "pid": os.getpid(), "number": number}
+store.worker_alive(f"w{os.getpid()}", info, 60)
 while True:
     signal.pause()
 """
@@ -121,7 +123,9 @@ def test_ready_is_told_once_and_everything_ends_in_order(make: Callable[..., Run
 
     def started() -> bool:
         pids[:] = [running.pid(name) for name in ("redis", "api", "worker-0", "worker-1")]
-        return bool(running.ready) and all(pids) and len(running.supervisor.store.workers()) == 2
+        if not running.ready or not all(pids):
+            return False
+        return {worker["number"] for worker in running.supervisor.store.workers()} == {"0", "1"}
 
     running.run(started)
     assert len(running.ready) == 1

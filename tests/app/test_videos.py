@@ -282,6 +282,32 @@ def test_without_a_registered_model_the_answer_is_try_again(settings: Callable[.
         api.error(api.http.get("/v1/models/nope"), 404, "model_not_found", "model")
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, "served"),  # the last that a live worker has told of
+        ({"model": "org/Configured"}, "configured"),  # by what its worker loads
+        ({"model": "served-before"}, "served-before"),  # or by its name
+        ({"model": "builtin"}, "served"),  # never seen here
+    ],
+)
+def test_a_video_without_a_model_is_one_of_the_model_that_is_configured_or_served(
+    settings: Callable[..., Settings], asked: dict[str, str], expected: str
+) -> None:
+    with running_api(settings(**asked)) as api:
+        for age, name in enumerate(("tried-once", "configured", "served", "served-before")):
+            changes = {"name": name, "created_at": 1000.0 - age, "loaded_as": f"org/{name.capitalize()}"}
+            api.worker.register(CARD.model_copy(update=changes))
+            if name.startswith("served"):
+                api.worker.videos.worker_alive(name, {"model": name, "slots": 1}, lease_seconds=60)
+        assert api.create()["model"] == expected
+        listed = {model["id"]: model["served"] for model in api.http.get("/v1/models").json()["data"]}
+        assert list(listed)[:2] == ["served", "served-before"]
+        assert listed == {"served": True, "served-before": True, "configured": False, "tried-once": False}
+        api.worker.videos.worker_gone("served", {"model": "served", "slots": 1})
+        assert not api.http.get("/v1/models/served").json()["served"]
+
+
 def test_a_full_queue_refuses_more_but_still_repeats_earlier_answers(
     settings: Callable[..., Settings],
 ) -> None:

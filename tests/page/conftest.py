@@ -64,7 +64,7 @@ class Service(Api):
         assert settings.redis_url is not None
         self.redis = connect(settings.redis_url.get_secret_value())
         self._shutdown = threading.Event()
-        card = model_card(self.easel, self.easel.describe())
+        card = model_card(self.easel, self.easel.describe(), "easel")
         self._worker = threading.Thread(
             target=serve, args=(settings, self.easel, card, self._shutdown), daemon=True
         )

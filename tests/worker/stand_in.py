@@ -135,7 +135,9 @@ def card(model: Any) -> Any:
     from worker.models.registry import ModelDescription
 
     return model_card(
-        model, ModelDescription("stand-in", model.name, "", model.geometry, model.sampler, 16, ("a circle",))
+        model,
+        ModelDescription("stand-in", model.name, "", model.geometry, model.sampler, 16, ("a circle",)),
+        "builtin",
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from app.embedded import EmbeddedRedis
 from app.jobs.job import Status
@@ -297,6 +298,16 @@ def test_weights_that_cannot_be_loaded_are_exit_code_3(
     monkeypatch.setattr(worker_main, "load_model", broken)
     assert worker_main.main(work.settings()) == worker_main.EXIT_NO_MODEL
     assert "longtake worker: model x: vae: cut short\n" in capsys.readouterr().err
+
+
+def test_the_workers_of_a_machine_share_its_gpus_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs that are not there: only their count is made up."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [worker_main.choose_device("auto", number).index for number in range(4)] == [0, 1, 0, 1]
+    assert worker_main.choose_device("cpu", 1).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert worker_main.choose_device("auto", 1).type == "cpu"
 
 
 def test_bad_settings_are_one_line_and_exit_code_2(
