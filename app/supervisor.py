@@ -30,7 +30,7 @@ from redis.exceptions import RedisError
 from app.embedded import EmbeddedRedis, EmbeddedRedisError, spawn
 from app.jobs.connection import Connection, connect
 from app.jobs.queue import leases_key
-from app.jobs.store import ACTIVE_KEY, RECONCILED_KEY, VideoStore, worker_key
+from app.jobs.store import ACTIVE_KEY, RECONCILED_KEY, WORKERS_KEY, VideoStore
 from app.recover import recover
 from app.settings import Settings
 from app.signals import Signals
@@ -322,7 +322,7 @@ class Supervisor:
             return
         redis: Connection = self.store.redis
         try:
-            redis.delete(RECONCILED_KEY, *redis.scan_iter(match=worker_key("*"), count=1000))
+            redis.delete(RECONCILED_KEY, WORKERS_KEY)
             for name in set(redis.hvals(ACTIVE_KEY)):
                 key = leases_key(name.decode())
                 redis.zunionstore(key, {key: 0})  # they have run out, all of them

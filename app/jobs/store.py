@@ -14,6 +14,7 @@
 | longtake:reconciled              | string | held by the worker that looked last for lost videos, expires       |
 | longtake:deleted:{id}            | string | the video was deleted, not lost: its objects may go; expires       |
 | longtake:models                  | hash   | model name -> `ModelCard` JSON, written by workers                 |
+| longtake:workers                 | zset   | names of workers by the time their lease ends                      |
 | longtake:worker:{name}           | string | JSON about a live worker, expires with its lease                   |
 | longtake:counted                 | hash   | what was made and how it ended, ever since: see `VideoStore.counts` |
 
@@ -98,6 +99,7 @@ ACTIVE_KEY = "longtake:active"
 EXPIRING_KEY = "longtake:expiring"
 RECONCILED_KEY = "longtake:reconciled"
 COUNTED_KEY = "longtake:counted"
+WORKERS_KEY = "longtake:workers"
 DELETED_SECONDS = 7 * 24 * 3600
 
 # What those in line still take is read at most this often, however many ask; of a new one alone in between.
@@ -1151,17 +1153,26 @@ class VideoStore:
 
         `info` holds `model` and `slots`, and what else is worth knowing.
         """
-        self.redis.set(worker_key(name), json.dumps(info), px=int(lease_seconds * 1000))
+        now = self._now()
+        pipe = self.redis.pipeline()
+        pipe.set(worker_key(name), json.dumps(info), px=int(lease_seconds * 1000))
+        pipe.zremrangebyscore(WORKERS_KEY, 0, now)
+        pipe.zadd(WORKERS_KEY, {name: now + lease_seconds})
+        pipe.execute()
         self.line.announce_slots(info["model"], name, info["slots"], lease_seconds)
 
     def worker_gone(self, name: str, info: Mapping[str, Any]) -> None:
         """Takes a worker off the list at once."""
-        self.redis.delete(worker_key(name))
+        pipe = self.redis.pipeline()
+        pipe.delete(worker_key(name))
+        pipe.zrem(WORKERS_KEY, name)
+        pipe.execute()
         self.line.withdraw_slots(info["model"], name, info["slots"])
 
     def workers(self) -> list[dict[str, Any]]:
         """Live workers, as they announced themselves."""
-        keys = list(self.redis.scan_iter(match=worker_key("*"), count=1000))
+        # Those whose lease has run out since the last of them was announced have no key any more.
+        keys = [worker_key(name.decode()) for name in self.redis.zrange(WORKERS_KEY, 0, -1)]
         values = self.redis.mget(keys) if keys else []
         return [json.loads(value) for value in values if value is not None]
 

@@ -14,7 +14,15 @@ from pydantic import SecretStr
 from app.embedded import EmbeddedRedis
 from app.jobs.job import JobError
 from app.settings import Settings
-from tests.app.conftest import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, FPS, owner_of, running_api, running_tenants
+from tests.app.conftest import (
+    CHUNK_FRAMES,
+    FIRST_CHUNK_FRAMES,
+    FPS,
+    Api,
+    owner_of,
+    running_api,
+    running_tenants,
+)
 
 
 def figures(client: httpx.Client, **headers: str) -> dict[tuple[str, ...], float]:
@@ -61,6 +69,17 @@ def test_what_the_service_does_is_counted_once_by_every_replica(settings: Callab
             assert found["longtake_video_seconds_total",] == pytest.approx(seconds)
         assert figures(one.http)["longtake_http_requests_total", "POST", "/v1/videos", "200"] == 5
         assert ("longtake_http_requests_total", "POST", "/v1/videos", "200") not in figures(two.http)
+
+
+def test_readiness_and_figures_do_not_look_through_all_keys_of_redis(api: Api) -> None:
+    store = api.worker.videos
+    store.redis.mset({f"somebody else's {n}": n for n in range(20_000)})
+    for name in ("one", "two"):
+        store.worker_alive(name, {"model": "builtin", "slots": 1}, 60)
+    store.redis.config_resetstat()
+    assert api.http.get("/readyz").json()["workers"] == 2
+    assert figures(api.http)["longtake_workers", "builtin"] == 2
+    assert not {"cmdstat_scan", "cmdstat_keys"} & store.redis.info("commandstats").keys()
 
 
 def test_a_chunk_that_is_committed_twice_counts_once(settings: Callable[..., Settings]) -> None:

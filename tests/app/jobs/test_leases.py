@@ -19,14 +19,17 @@ from app.jobs.line import Taken
 from app.jobs.store import (
     ACTIVE_KEY,
     RECONCILED_KEY,
+    WORKERS_KEY,
     Event,
     FenceLost,
     VideoGone,
     VideoStore,
     events_key,
     video_key,
+    worker_key,
 )
 from tests.app.conftest import CARD
+from tests.conftest import Eventually
 
 LEASE = 1.5
 """Short, because tests wait for its end, but longer than what is done within it takes on a busy machine."""
@@ -372,3 +375,28 @@ def test_leases_are_looked_after_when_no_video_is_left(
         return not list(store.redis.scan_iter(match="rq:[wj]*"))
 
     assert eventually(nothing)
+
+
+def test_a_worker_is_on_the_list_while_its_lease_lasts(store: VideoStore, eventually: Eventually) -> None:
+    def names() -> list[str]:
+        return sorted(worker["name"] for worker in store.workers())
+
+    def alive(name: str, seconds: float) -> None:
+        store.worker_alive(name, {"model": "m", "slots": 1, "name": name}, seconds)
+
+    # An older version kept no list of them.
+    store.redis.set(worker_key("older"), json.dumps({"model": "m", "slots": 1, "name": "older"}))
+    assert names() == []
+    for name in ("gone", "silent", "steady"):
+        alive(name, LEASE)
+    assert names() == ["gone", "silent", "steady"]
+    store.worker_gone("gone", {"model": "m", "slots": 1})
+    assert names() == ["silent", "steady"]
+
+    def alone() -> bool:
+        alive("steady", 60)
+        return names() == ["steady"] and store.redis.zcard(WORKERS_KEY) == 1
+
+    eventually(alone)
+    store.worker_gone("steady", {"model": "m", "slots": 1})
+    assert names() == []
