@@ -42,9 +42,10 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -104,6 +105,9 @@ DELETED_SECONDS = 7 * 24 * 3600
 
 # What those in line still take is read at most this often, however many ask; of a new one alone in between.
 PLACES_SECONDS = 0.25
+
+# Videos of an owner that are looked at together when a page of them is made.
+LIST_STEP = 250
 
 
 def video_key(video_id: str) -> str:
@@ -418,18 +422,26 @@ class VideoStore:
             if rank is None:
                 raise KeyError(after)
             position = rank + 1
+        ids = self._listed(key, position, newest_first, status)
         found: list[Video] = []
-        while len(found) <= limit:
-            ids = self.redis.zrange(key, position, position + limit, desc=newest_first)
-            if not ids:
-                break
-            position += len(ids)
-            found += [
-                video
-                for video in self.get_many(i.decode() for i in ids)
-                if status is None or video.state.status is status
-            ]
+        while len(found) <= limit and (batch := list(islice(ids, limit + 1 - len(found)))):
+            videos = self.get_many(batch)
+            found += [video for video in videos if status is None or video.state.status is status]
         return found[:limit], len(found) > limit
+
+    def _listed(self, key: str, position: int, newest_first: bool, status: Status | None) -> Iterator[str]:
+        """Ids of an owner's videos from a position on; of each no more is read than whether it has the status."""
+        wanted = None if status is None else json.dumps(status).encode()
+        while ids := self.redis.zrange(key, position, position + LIST_STEP - 1, desc=newest_first):
+            position += len(ids)
+            names = [i.decode() for i in ids]
+            if wanted is None:
+                yield from names
+                continue
+            pipe = self.redis.pipeline(transaction=False)
+            for name in names:
+                pipe.hget(video_key(name), "status")
+            yield from (name for name, has in zip(names, pipe.execute(), strict=True) if has == wanted)
 
     def chunks(self, video_id: str, start: int = 0, stop: int | None = None) -> list[ChunkRecord]:
         """Committed chunks with index in ``[start, stop)``, in order. Raises `RecordError`."""

@@ -12,6 +12,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from app.jobs.job import JobError, Priority, Video
+from app.jobs.store import owner_key, video_key
 from app.settings import Settings
 from app.storage.objects import video_prefix
 from tests.app.conftest import CARD, FIRST_CHUNK_FRAMES, Api, running_api
@@ -395,6 +396,53 @@ def test_the_list_can_be_filtered_by_status(api: Api) -> None:
     assert [v["id"] for v in api.http.get("/v1/videos?status=completed").json()["data"]] == [ids[1]]
     empty = api.http.get("/v1/videos?status=failed").json()
     assert (empty["data"], empty["first_id"], empty["last_id"], empty["has_more"]) == ([], None, None, False)
+
+
+def test_a_status_that_few_videos_have_is_found_without_reading_all_of_them(api: Api) -> None:
+    store = api.worker.videos
+    record = store.redis.hgetall(video_key(api.create()["id"]))
+    ids = [f"video_{number:032x}" for number in range(2000)]
+    failed = {number for number in range(2000) if number % 97 == 0}
+    pipe = store.redis.pipeline()
+    for number, video_id in enumerate(ids):
+        spec = json.loads(record[b"spec"]) | {"id": video_id, "created_at": float(number)}
+        status = "failed" if number in failed else "completed"
+        pipe.hset(video_key(video_id), mapping=record | {b"spec": json.dumps(spec), b"status": f'"{status}"'})
+        pipe.zadd(owner_key(""), {video_id: number})
+    pipe.execute()
+
+    store.redis.config_resetstat()
+    newest = api.http.get("/v1/videos?status=failed&limit=1").json()
+    used = store.redis.info("commandstats")
+    assert [video["id"] for video in newest["data"]] == [ids[max(failed)]]
+    assert used["cmdstat_hgetall"]["calls"] <= 5, "records are read in full only where the status fits"
+
+    store.redis.config_resetstat()
+    assert api.http.get("/v1/videos?status=cancelled&limit=1").json()["data"] == []
+    used = store.redis.info("commandstats")
+    looks = used.pop("cmdstat_hget")["calls"]
+    assert looks <= 2001
+    assert sum(figures["calls"] for figures in used.values()) <= 30
+
+    for order, expected in (("asc", sorted(failed)), ("desc", sorted(failed, reverse=True))):
+        seen: list[str] = []
+        query: dict[str, Any] = {"status": "failed", "limit": 8, "order": order}
+        while True:
+            page = api.http.get("/v1/videos", params=query).json()
+            seen += [video["id"] for video in page["data"]]
+            if not page["has_more"]:
+                break
+            query["after"] = page["last_id"]
+        assert seen == [ids[number] for number in expected]
+
+
+def test_a_record_that_cannot_be_read_makes_no_page_shorter(api: Api) -> None:
+    ids = [api.create()["id"] for _ in range(5)]
+    api.worker.videos.redis.hset(video_key(ids[3]), "spec", "{}")
+    for query in ("limit=3", "limit=3&status=queued"):
+        page = api.http.get(f"/v1/videos?{query}").json()
+        assert [video["id"] for video in page["data"]] == [ids[4], ids[2], ids[1]]
+        assert page["has_more"]
 
 
 @pytest.mark.parametrize(
