@@ -13,6 +13,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.auth import Caller
+from app.committed import CommittedChunks
 from app.errors import APIError, not_found, too_many, unavailable
 from app.jobs.connection import connect
 from app.jobs.events import EventHub
@@ -59,6 +60,7 @@ class Context:
             turn_seconds=settings.turn_seconds,
             keep_seconds=settings.keep_seconds,
         )
+        self.committed = CommittedChunks(self.videos)
         self.events = EventHub(
             url, heartbeat_seconds=settings.sse_heartbeat_seconds, queue_limit=settings.sse_client_queue
         )

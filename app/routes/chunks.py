@@ -1,15 +1,15 @@
-"""Chunks: their list, each as a file, and the live playlist over them (HLS, RFC 8216)."""
+"""Chunks: their list, each as a file, and the live playlist over them."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from app.committed import Committed
 from app.context import Context, Ctx, no_video
 from app.errors import APIError, not_found
 from app.jobs.job import ChunkRecord, Video
@@ -18,7 +18,7 @@ from app.media_container import standalone_chunk
 from app.object_response import IMMUTABLE, REVALIDATE, Part, bytes_response, not_modified, object_response
 from app.routes.documentation import errors, file
 from app.routes.videos import not_ready
-from app.schemas import ChunkList, ChunkObject, chunk_seconds, with_query
+from app.schemas import ChunkList, ChunkObject, chunk_seconds
 from app.storage.objects import chunk_key, init_key
 
 router = APIRouter(prefix="/v1/videos/{video_id}", tags=["chunks"])
@@ -165,42 +165,16 @@ def _playlist(request: Request, ctx: Context, video_id: str) -> Response:
     headers = {"ETag": etag, "Cache-Control": REVALIDATE}
     if not_modified(request, etag):
         return Response(status_code=304, headers=headers)
-    chunks = ctx.videos.chunks(video.id, 0, video.state.chunks_ready)
-    target_seconds = _target_seconds(ctx, video, chunks)
-    text = playlist(chunks, video.spec.fps, target_seconds, ended=ended, query=query)
+    chunks = ctx.committed.of(video)
+    text = chunks.playlist(_target_seconds(ctx, video, chunks), ended=ended, query=query)
     return Response(text, media_type=PLAYLIST_TYPE, headers=headers)
 
 
-def playlist(
-    chunks: Sequence[ChunkRecord], fps: int, target_seconds: int, *, ended: bool, query: str = ""
-) -> str:
-    """The text of an EVENT playlist (RFC 8216, 4.3.3.5) with addresses relative to the video's own, plus `query`."""
-    lines = [
-        "#EXTM3U",
-        "#EXT-X-VERSION:7",
-        f"#EXT-X-TARGETDURATION:{target_seconds}",
-        "#EXT-X-MEDIA-SEQUENCE:0",
-        "#EXT-X-PLAYLIST-TYPE:EVENT",
-        "#EXT-X-INDEPENDENT-SEGMENTS",
-        # From the beginning: without this players join at the live edge.
-        "#EXT-X-START:TIME-OFFSET=0",
-        f'#EXT-X-MAP:URI="{with_query("init.mp4", query)}"',
-    ]
-    for chunk in chunks:
-        lines += [
-            f"#EXTINF:{chunk.duration_seconds(fps):.6f},",
-            with_query(f"chunks/{chunk.index}.m4s", query),
-        ]
-    if ended:
-        lines.append("#EXT-X-ENDLIST")
-    return "\n".join(lines) + "\n"
-
-
-def _target_seconds(ctx: Context, video: Video, chunks: Sequence[ChunkRecord]) -> int:
+def _target_seconds(ctx: Context, video: Video, chunks: Committed) -> int:
     # It must not change while the playlist lives (6.2.1), and the first chunk is shorter than the others: so it comes
     # from the model, and from what was made only if no worker has ever told of that model.
     card = ctx.videos.models().get(video.spec.model)
-    longest = max((chunk.duration_seconds(video.spec.fps) for chunk in chunks), default=0.0)
+    longest = chunks.longest_seconds
     return max(1, math.ceil(longest if card is None else max(longest, chunk_seconds(card))))
 
 

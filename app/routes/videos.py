@@ -194,14 +194,11 @@ def _file(request: Request, ctx: Context, video: Video, key: str, name: str) -> 
 
 
 def _made_so_far(request: Request, ctx: Context, video: Video) -> Response:
-    chunks = ctx.videos.chunks(video.id, 0, video.state.chunks_ready)
-    fps = video.spec.fps
-    header = partial_header(
-        ctx.objects.get(init_key(video.id)),
-        [(chunk.bytes, chunk.duration_seconds(fps)) for chunk in chunks],
-    )
+    chunks = ctx.committed.of(video)
+    segments = list(zip(chunks.sizes, chunks.durations_seconds, strict=True))
+    header = partial_header(ctx.objects.get(init_key(video.id)), segments)
     parts = [Part(header, len(header))]
-    parts += [Part(chunk_key(video.id, chunk.index), chunk.bytes) for chunk in chunks]
+    parts += [Part(chunk_key(video.id, index), size) for index, size in enumerate(chunks.sizes)]
     return object_response(
         request,
         ctx.objects,
