@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 _PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics"})
 _PUBLIC_FILES = "/static/"
 
-# What a signed URL opens. Everything else of a video, its prompts above all, takes the key.
+# What a signed URL opens; of events the part that is not private (`EventHub.watch`). Everything else of a video, its
+# prompts above all, takes the key.
 _PLAYBACK = re.compile(
     r"/v1/videos/(video_[0-9a-f]{32})"
     r"/(?:stream\.m3u8|init\.mp4|chunks/[0-9]{1,6}\.m4s|chunks/[0-9]{1,6}/content|content|events)",

@@ -395,7 +395,13 @@ class VideoObject(BaseModel):
         description="The live HLS playlist. Where keys are on it is signed: it, and any other playback address of the "
         "video with the same query, can be opened for a while without a key."
     )
-    events_url: str = Field(description="The event stream, signed in the same way.")
+    events_url: str = Field(
+        description="The event stream, signed in the same way; opened so it tells no prompts, metadata or webhook_url."
+    )
+
+
+PRIVATE_FIELDS = frozenset({"prompt", "prompts", "pending_prompts", "metadata", "webhook_url"})
+"""Fields of a `VideoObject` that are for its owner alone, and not for whoever holds a signed URL."""
 
 
 class ChunkObject(BaseModel):

@@ -9,13 +9,16 @@ is dropped by its id. While Redis is away positions are kept, so nothing is lost
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -26,6 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.jobs.connection import Connection
 from app.jobs.store import VideoGone, events_key, video_key
+from app.schemas import PRIVATE_FIELDS
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,10 @@ _READER = "events-read"
 
 _TERMINAL = {b"completed", b"failed", b"cancelled"}
 
+# What tells nothing that is private, and what is private in the others: in a video, and in a `prompt` its text.
+_OPEN = {b"progress", b"chunk"}
+_PRIVATE = PRIVATE_FIELDS | {"text"}
+
 EventId = tuple[int, int]
 _Entry = tuple[bytes, Mapping[bytes, bytes]]
 
@@ -59,20 +67,35 @@ class InvalidEventId(ValueError):
     """The text is not an id that an event of this service can have."""
 
 
-class _Item(NamedTuple):
+@dataclass(eq=False)
+class _Item:
     """An event, ready to send; encoded once, shared by all its watchers."""
 
     id: EventId
+    type: bytes
     frame: bytes
-    terminal: bool
+
+    @property
+    def terminal(self) -> bool:
+        return self.type in _TERMINAL
+
+    @cached_property
+    def open_frame(self) -> bytes:
+        """The frame without what is private."""
+        if self.type in _OPEN:
+            return self.frame
+        head, data = self.frame.split(b"\ndata: ", 1)
+        told = {name: value for name, value in json.loads(data).items() if name not in _PRIVATE}
+        return b"%b\ndata: %b\n\n" % (head, json.dumps(told).encode())
 
 
 class Watch:
     """One client's view of one video's events. Made by `EventHub.watch`."""
 
-    def __init__(self, video_id: str, last: EventId) -> None:
+    def __init__(self, video_id: str, last: EventId, signed: bool) -> None:
         self.video_id = video_id
         self.last = last
+        self.signed = signed  # let in by a signed URL: what is private is left out
         self.queue: deque[_Item] = deque()
         self.wake = asyncio.Event()
         self.ended = False  # the client left, lags too far behind, or the video is gone
@@ -84,6 +107,10 @@ class Watch:
     def exhausted(self) -> bool:
         """Whether there is nothing to send, now or ever."""
         return self.finished and not self.page
+
+    def encoded(self, items: Iterable[_Item]) -> bytes:
+        """The bytes of these events for this client."""
+        return b"".join(item.open_frame if self.signed else item.frame for item in items)
 
     def end(self) -> None:
         """Ends the watch at the next opportunity."""
@@ -182,12 +209,13 @@ class EventHub:
         with suppress(RedisError, OSError):
             await self._redis.aclose()
 
-    async def watch(self, video_id: str, last: EventId | None) -> Watch:
+    async def watch(self, video_id: str, last: EventId | None, *, signed: bool = False) -> Watch:
         """Begins to watch a video after event `last`, or from its first event. End it with `leave`.
 
-        Raises `VideoGone` and `redis.exceptions.RedisError`; then nothing needs to be ended.
+        Whoever was let in by a signed URL is told no prompts, metadata and webhook URL. Raises `VideoGone` and
+        `redis.exceptions.RedisError`; then nothing needs to be ended.
         """
-        watch = Watch(video_id, last or (0, 0))
+        watch = Watch(video_id, last or (0, 0), signed)
         watch.ended = self._closed.is_set()
         self._watches.setdefault(video_id, set()).add(watch)
         try:
@@ -215,7 +243,7 @@ class EventHub:
         yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
         while not watch.ended:
             if frames := _take(watch, watch.page):
-                yield b"".join(item.frame for item in frames)
+                yield watch.encoded(frames)
                 if frames[-1].terminal:
                     return
             if not watch.more:
@@ -233,7 +261,7 @@ class EventHub:
                 continue
             items = [watch.queue.popleft() for _ in range(len(watch.queue))]
             if frames := _take(watch, items):
-                yield b"".join(item.frame for item in frames)
+                yield watch.encoded(frames)
                 if frames[-1].terminal:
                     return
 
@@ -410,7 +438,7 @@ def _item(entry_id: bytes, fields: Mapping[bytes, bytes]) -> _Item:
     kind = fields[b"type"]
     # The data is JSON on one line, so it needs no splitting into several `data:` fields.
     frame = b"id: %b\nevent: %b\ndata: %b\n\n" % (entry_id, kind, fields[b"data"])
-    return _Item(_parsed(entry_id), frame, kind in _TERMINAL)
+    return _Item(_parsed(entry_id), kind, frame)
 
 
 def _parsed(entry_id: bytes) -> EventId:

@@ -95,11 +95,12 @@ export function watch(id, { changed, gone }) {
       });
     // These say that something is different, now or long ago; how things are now, only GET can tell.
     for (const type of ["status", "prompt"]) on(type, () => again(SOON_MS));
-    // What all watchers are sent has plain addresses; ours may be signed.
+    // What all watchers are sent has plain addresses; ours may be signed. A signed stream leaves out what is private,
+    // such as a prompt that came just before the end.
     for (const type of ["completed", "failed", "cancelled"]) {
       on(type, ({ playlist_url, events_url, ...data }) => {
         update(data);
-        schedule();
+        again(SOON_MS);
       });
     }
     on("progress", (data) => update({ stalled: null, ...data }));

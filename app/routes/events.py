@@ -44,7 +44,9 @@ _EVENT = {
         200: {
             "description": "Events `status`, `progress`, `prompt`, `chunk`, and one of `completed`, `failed`, "
             "`cancelled` as the last. The data of `chunk` is a chunk object, of `progress` what has changed, of "
-            "`prompt` the `text` that steers the video and the second `at` from which on, of all others the video.",
+            "`prompt` the `text` that steers the video and the second `at` from which on, of all others the video. "
+            "Opened by a signed URL, without a key, the stream leaves out `text`, and of the video `prompt`, "
+            "`prompts`, `pending_prompts`, `metadata` and `webhook_url`.",
             "content": {"text/event-stream": {"schema": _EVENT}},
         },
         204: {"description": "The video has ended and the client has had its last event: do not reconnect."},
@@ -74,7 +76,7 @@ async def video_events(
         last = _event_id(query_event_id, "last_event_id")
     try:
         video = await run_in_threadpool(ctx.video, video_id)
-        watch = await ctx.events.watch(video.id, last)
+        watch = await ctx.events.watch(video.id, last, signed=ctx.caller.signature is not None)
     except VideoGone as error:
         raise no_video() from error
     if watch.exhausted:

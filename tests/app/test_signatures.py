@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
+import httpx
 import pytest
 
 from app.jobs.connection import connect
+from app.jobs.job import TimedPrompt, Video
+from app.schemas import PRIVATE_FIELDS, VideoObject
 from app.settings import Settings
 from app.signatures import InvalidSignature, SignatureExpired, Signer, parse_signature
 from tests.app.conftest import Tenants, owner_of, running_tenants
@@ -134,3 +139,61 @@ def test_a_player_without_a_header_follows_a_video_to_its_end(
         assert "event: completed" in events.text
         # What everybody who watches is sent holds nobody's signature.
         assert "sig=" not in events.text
+
+
+def told(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
+    """Type and data of each event of a stream that has ended."""
+    return [
+        (kind, json.loads(data))
+        for kind, data in re.findall(r"^event: (.*)\ndata: (.*)$", answer.read().decode(), re.M)
+    ]
+
+
+def test_events_opened_by_a_signed_url_keep_prompts_labels_and_webhook_to_the_owner(tenants: Tenants) -> None:
+    client, viewer = tenants.join(), tenants.client()
+    worker = tenants.api.worker
+    secrets = ("a walled garden", "at midnight", "a fog bank", "label of mine", "receiver.example")
+    video = tenants.create(
+        client,
+        prompt=secrets[0],
+        prompts=[{"at": 0, "text": secrets[0]}, {"at": 1, "text": secrets[1]}],
+        metadata={"scene": secrets[3]},
+        webhook_url=f"https://{secrets[4]}/",
+        webhook_events=["video.failed"],
+    )
+
+    def steered(video: Video) -> Video:
+        prompts = (
+            *video.spec.prompts,
+            *(TimedPrompt(at=1.5, text=p.text) for p in video.state.pending_prompts),
+        )
+        spec = video.spec.model_copy(update={"prompts": prompts})
+        return Video(spec=spec, state=video.state.model_copy(update={"pending_prompts": ()}))
+
+    with (
+        viewer.stream("GET", video["events_url"]) as signed,
+        client.stream("GET", video["events_url"]) as keyed,
+    ):
+        worker.claim(video["id"])
+        assert client.post(f"/v1/videos/{video['id']}/prompts", json={"text": secrets[2]}).status_code == 200
+        client.post(f"/v1/videos/{video['id']}/pause")  # a status with the prompt pending
+        worker.videos.settle(video["id"], worker.fences[video["id"]], steered)
+        worker.progress(video["id"], 7)
+        worker.commit(video["id"], 0)
+        worker.finish(video["id"])
+        live, whole = told(signed), told(keyed)
+    replayed = told(viewer.get(video["events_url"]))
+    assert replayed == live
+    assert [kind for kind, _ in live] == [kind for kind, _ in whole]
+    assert [kind for kind, _ in live] == ["status"] * 3 + ["prompt", "progress", "chunk", "completed"]
+    for secret in secrets:
+        assert secret in json.dumps(whole)
+        assert secret not in json.dumps(live)
+    for (kind, data), (_, everything) in zip(live, whole, strict=True):
+        if kind in ("progress", "chunk"):
+            assert data == everything
+        elif kind == "prompt":
+            assert (data, everything) == ({"at": 1.5}, {"at": 1.5, "text": secrets[2]})
+        else:
+            assert data.keys() == VideoObject.model_fields.keys() - PRIVATE_FIELDS
+            assert data.items() <= everything.items()
