@@ -597,6 +597,7 @@ class _Client:
     def events(self, video_id: str, *, after: str | None = None) -> _Items[VideoEvent]:
         """Events up to the terminal one, without gap or repeat over lost connections and restarts of the service.
 
+        Of those that the service does not keep any more there are the chunks, and then one `status`.
         `after` is the id of the last event already seen; None starts with the first.
         """
 

@@ -62,7 +62,10 @@ class Context:
         )
         self.committed = CommittedChunks(self.videos)
         self.events = EventHub(
-            url, heartbeat_seconds=settings.sse_heartbeat_seconds, queue_limit=settings.sse_client_queue
+            url,
+            self.videos,
+            heartbeat_seconds=settings.sse_heartbeat_seconds,
+            queue_limit=settings.sse_client_queue,
         )
         self._decoding = asyncio.Semaphore(settings.uploads_at_once)
         self.keyring = None if settings.api_keys_file is None else Keyring(settings.api_keys_file)

@@ -142,7 +142,9 @@ class Settings(BaseSettings):
         gt=0,
         description="How often each API process looks for videos whose time is up and for changed limits of keys.",
     )
-    max_events: int = Field(20_000, ge=100, description="Events kept per video for replay.")
+    max_events: int = Field(
+        20_000, ge=100, description="Events kept per video for replay; of older ones only chunks are told."
+    )
 
     # Webhooks.
     webhook_allowed_networks: str = Field(

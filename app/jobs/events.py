@@ -4,6 +4,9 @@ Events are written by `VideoStore`, in the transaction that changes the record; 
 watcher first gets what it has not seen, read from the stream, then what the shared reader hands on. The reader's
 position in a stream is fixed before any replay is read, so nothing falls between the two, and whatever comes twice
 is dropped by its id. While Redis is away positions are kept, so nothing is lost either.
+
+A stream keeps its newest entries only. Of what was trimmed before a watcher had it the chunks are told from their list,
+under the ids that their events had, and then how the video is now.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.jobs.connection import Connection
-from app.jobs.store import VideoGone, events_key, video_key
+from app.jobs.migrations import RecordError
+from app.jobs.store import Event, VideoGone, VideoStore, announced_key, events_key, video_key
 from app.schemas import PRIVATE_FIELDS
 
 log = logging.getLogger(__name__)
@@ -54,6 +58,9 @@ _CLOSE_SECONDS = 0.5
 _READER = "events-read"
 
 _TERMINAL = {b"completed", b"failed", b"cancelled"}
+
+# What tells the whole video. The first event of each video is one of these.
+_WHOLE = {b"status", *_TERMINAL}
 
 # What tells nothing that is private, and what is private in the others: in a video, and in a `prompt` its text.
 _OPEN = {b"progress", b"chunk"}
@@ -132,11 +139,17 @@ def parse_event_id(text: str) -> EventId:
 class EventHub:
     """Hands the events of videos to any number of watchers. Lives on one event loop."""
 
-    def __init__(self, url: str, *, heartbeat_seconds: float = 15.0, queue_limit: int = 512) -> None:
-        """Nothing is connected before `start`; Redis may be away then and at any time later."""
+    def __init__(
+        self, url: str, videos: VideoStore, *, heartbeat_seconds: float = 15.0, queue_limit: int = 512
+    ) -> None:
+        """`videos` are the records in the Redis at `url`.
+
+        Nothing is connected before `start`; Redis may be away then and at any time later.
+        """
         self.heartbeat_seconds = heartbeat_seconds
         self.queue_limit = queue_limit
         self._url = url
+        self._videos = videos
         self._watches: dict[str, set[Watch]] = {}
         self._positions: dict[str, str] = {}  # of the shared reader, by video
         self._placed: dict[str, asyncio.Future[None]] = {}
@@ -260,7 +273,7 @@ class EventHub:
                     yield b": ping\n\n"
                 continue
             items = [watch.queue.popleft() for _ in range(len(watch.queue))]
-            if frames := _take(watch, items):
+            if frames := _take(watch, (item for item in items if item.id > watch.last)):
                 yield watch.encoded(frames)
                 if frames[-1].terminal:
                     return
@@ -311,28 +324,60 @@ class EventHub:
         pipe.hget(video_key(watch.video_id), "status")
         pipe.xrevrange(events_key(watch.video_id), count=1)
         self._ask_page(pipe, watch)
-        status, tip, entries = await pipe.execute()
+        status, tip, *answers = await pipe.execute()
         if status is None:
             raise VideoGone(watch.video_id)
         watch.finished = status.strip(b'"') in _TERMINAL
         # An id from after the newest event can only come from a Redis that lost its last second: go on from here.
         watch.last = min(watch.last, _parsed(tip[0][0])) if tip else (0, 0)
-        _set_page(watch, entries)
+        await self._set_page(watch, *answers)
 
     async def _next_page(self, watch: Watch) -> None:
         delay = 0.1
         while not watch.ended:
             try:
-                _set_page(watch, await self._ask_page(self._redis, watch))
+                pipe = self._redis.pipeline(transaction=True)
+                self._ask_page(pipe, watch)
+                await self._set_page(watch, *await pipe.execute())
+            except (VideoGone, RecordError):
+                watch.end()
             except (RedisError, OSError):
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, 2)
             else:
                 return
 
-    def _ask_page(self, client: Connection, watch: Watch) -> Any:
-        first, second = watch.last
-        return client.xrange(events_key(watch.video_id), min=f"({first}-{second}", count=_PAGE)
+    def _ask_page(self, pipe: Connection, watch: Watch) -> None:
+        after = b"(" + _text(watch.last)
+        pipe.xrange(events_key(watch.video_id), min=after, count=_PAGE)
+        pipe.xrange(events_key(watch.video_id), count=1)
+        pipe.xrange(announced_key(watch.video_id), min=after, count=1)
+
+    async def _set_page(
+        self, watch: Watch, entries: list[_Entry], oldest: list[_Entry], announced: list[_Entry]
+    ) -> None:
+        """Takes the answers to `_ask_page`. Raises `VideoGone`, `RecordError` and `redis.exceptions.RedisError`."""
+        watch.page, watch.more = _items(entries), len(entries) == _PAGE
+        if not watch.page or watch.last >= _parsed(oldest[0][0]):
+            return
+        # What the watcher had last is not kept, so something that came after it may have been trimmed too.
+        chunks_missed = bool(announced) and _parsed(announced[0][0]) < _parsed(oldest[0][0])
+        if not chunks_missed and watch.page[0].type in _WHOLE:
+            return
+        chunks, status = await asyncio.to_thread(
+            self._videos.trimmed_events,
+            watch.video_id,
+            _text(watch.last).decode(),
+            oldest[0][0].decode(),
+            _PAGE,
+        )
+        missed = [_told(entry_id, event) for entry_id, event in chunks]
+        if len(missed) == _PAGE:  # there may be more of them before what is kept
+            watch.page, watch.more = missed, True
+            return
+        if status is not None:
+            missed.append(_told(_text(missed[-1].id if missed else watch.last), status))
+        watch.page = missed + watch.page
 
     # -- the shared reader ------------------------------------------------------------------------------
 
@@ -341,6 +386,7 @@ class EventHub:
         while not self._closed.is_set():
             try:
                 self._reader_id = int(await self._reader.client_id())
+                await self._cut_off_behind()
                 while not self._closed.is_set():
                     self._known = self._wanted
                     keys = {events_key(video_id): position for video_id, position in self._positions.items()}
@@ -358,6 +404,17 @@ class EventHub:
             except Exception:  # everybody waits for this one reader: it outlives whatever it trips over
                 log.exception("the reader of events failed")
                 await asyncio.sleep(1)
+
+    async def _cut_off_behind(self) -> None:
+        """Ends the watches of streams that were trimmed beyond where they were read: their replay tells the rest."""
+        positions = dict(self._positions)
+        pipe = self._redis.pipeline(transaction=False)
+        for video_id in positions:
+            pipe.xrange(events_key(video_id), count=1)
+        for (video_id, position), oldest in zip(positions.items(), await pipe.execute(), strict=True):
+            if oldest and _parsed(oldest[0][0]) > _parsed(position.encode()):
+                for watch in self._watches.get(video_id, ()):
+                    watch.end()
 
     def _hand_on(self, answer: Any) -> None:
         for key, entries in _streams(answer):
@@ -414,36 +471,40 @@ class EventHub:
 
 
 def _take(watch: Watch, items: Iterable[_Item]) -> list[_Item]:
-    """The items that the watcher has not had yet, up to the terminal one."""
-    new: list[_Item] = []
+    """The items up to the terminal one, which are now the watcher's last."""
+    taken: list[_Item] = []
     for item in items:
-        if item.id > watch.last:
-            watch.last = item.id
-            new.append(item)
-            if item.terminal:
-                break
-    return new
-
-
-def _set_page(watch: Watch, entries: list[_Entry]) -> None:
-    watch.page = _items(entries)
-    watch.more = len(entries) == _PAGE
+        watch.last = item.id
+        taken.append(item)
+        if item.terminal:
+            break
+    return taken
 
 
 def _items(entries: list[_Entry]) -> list[_Item]:
-    return [_item(entry_id, fields) for entry_id, fields in entries if fields.keys() >= {b"type", b"data"}]
+    return [
+        _item(entry_id, fields[b"type"], fields[b"data"])
+        for entry_id, fields in entries
+        if fields.keys() >= {b"type", b"data"}
+    ]
 
 
-def _item(entry_id: bytes, fields: Mapping[bytes, bytes]) -> _Item:
-    kind = fields[b"type"]
+def _told(entry_id: bytes, event: Event) -> _Item:
+    return _item(entry_id, event.type.encode(), json.dumps(event.data).encode())
+
+
+def _item(entry_id: bytes, kind: bytes, data: bytes) -> _Item:
     # The data is JSON on one line, so it needs no splitting into several `data:` fields.
-    frame = b"id: %b\nevent: %b\ndata: %b\n\n" % (entry_id, kind, fields[b"data"])
-    return _Item(_parsed(entry_id), kind, frame)
+    return _Item(_parsed(entry_id), kind, b"id: %b\nevent: %b\ndata: %b\n\n" % (entry_id, kind, data))
 
 
 def _parsed(entry_id: bytes) -> EventId:
     first, _, second = entry_id.partition(b"-")
     return int(first), int(second)
+
+
+def _text(event_id: EventId) -> bytes:
+    return b"%d-%d" % event_id
 
 
 def _video_id(key: bytes) -> str:

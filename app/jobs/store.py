@@ -6,7 +6,9 @@
 |                                  |        | `revision` (another one with each thing asked of a running video), |
 |                                  |        | `charged` (see `app.limits`) and the plain fields of `app.jobs.line` |
 | longtake:video:{id}:chunks       | list   | `ChunkRecord` JSON; the position in the list is the chunk's index  |
-| longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id          |
+| longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id. Only     |
+|                                  |        | about the newest `max_events` are kept                             |
+| longtake:video:{id}:announced    | stream | `index` of each chunk, under the id of its event                   |
 | longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
 | longtake:idempotency:{owner}:{k} | string | JSON `{"digest", "id", "schema_version"}`, expires                 |
 | longtake:active                  | hash   | id of every video not in a terminal state -> name of its RQ queue  |
@@ -122,6 +124,10 @@ def events_key(video_id: str) -> str:
     return f"longtake:video:{video_id}:events"
 
 
+def announced_key(video_id: str) -> str:
+    return f"longtake:video:{video_id}:announced"
+
+
 def owner_key(owner: str) -> str:
     return f"longtake:videos:{owner}"
 
@@ -213,7 +219,7 @@ class Event:
     data: Mapping[str, Any]
 
 
-# KEYS: video, chunks, events, active, counted, the owner's account of the day, expiring.
+# KEYS: video, chunks, events, active, counted, the owner's account of the day, expiring, announced.
 # ARGV: fence, chunk index or '', chunk JSON, max events, id of the video if this ends it or '', when it expires or '',
 # number of fields, field, value, ..., then event type, event data, ...
 # An event of type `webhooks` is no event but the deliveries that this causes.
@@ -265,7 +271,8 @@ while at < #ARGV do
   if ARGV[at] == 'webhooks' then
     enqueue_webhooks(KEYS[1], ARGV[at + 1])
   else
-    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'type', ARGV[at], 'data', ARGV[at + 1])
+    local id = redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'type', ARGV[at], 'data', ARGV[at + 1])
+    if ARGV[at] == 'chunk' then redis.call('XADD', KEYS[8], id, 'index', ARGV[2]) end
   end
   at = at + 2
 end
@@ -454,6 +461,30 @@ class VideoStore:
             return None
         raw = self.redis.lindex(chunks_key(video_id), index)
         return None if raw is None else parsed("chunk", ChunkRecord, raw)
+
+    def trimmed_events(
+        self, video_id: str, after: str, before: str, limit: int
+    ) -> tuple[list[tuple[bytes, Event]], Event | None]:
+        """What a watcher is told of a part of the event stream that is not kept any more, between two entries.
+
+        First the chunks that it announced, at most `limit` of them: ids and events, as they were. Then the `status`
+        now; None when the video has ended, as its last event is kept and tells more. Raises `VideoGone` and
+        `RecordError`.
+        """
+        pipe = self.redis.pipeline()
+        pipe.hgetall(video_key(video_id))
+        pipe.xrange(announced_key(video_id), f"({after}", f"({before}", count=limit)
+        raw, announced = pipe.execute()
+        video = _parse(raw)
+        indices = [int(fields[b"index"]) for _, fields in announced]
+        chunks = self.chunks(video_id, indices[0], indices[-1] + 1) if indices else []
+        if video is None or len(chunks) < len(indices):
+            raise VideoGone(video_id)
+        events = [
+            (entry_id, self._chunk_event(video.spec, chunks[index - indices[0]]))
+            for (entry_id, _), index in zip(announced, indices, strict=True)
+        ]
+        return events, None if video.state.status.terminal else Event("status", self._wire(video))
 
     def places(self, videos: Iterable[Video]) -> dict[str, Place]:
         """The places in line of those of the videos that wait, by id; as of a moment ago at most."""
@@ -729,7 +760,7 @@ class VideoStore:
             self._dequeue(pipe, video.spec)
             if started == b"null" and status != b'"cancelled"':
                 self._refund(pipe, video.spec, charged)
-            pipe.delete(video_key(video.id), chunks_key(video.id), events_key(video.id))
+            pipe.delete(*_keys(video.id))
             self.deliveries.drop(pipe, video.id)
             pipe.zrem(owner_key(video.spec.owner), video.id)
             pipe.hdel(ACTIVE_KEY, video.id)
@@ -809,7 +840,7 @@ class VideoStore:
 
     def _write_restored(self, pipe: Connection, name: str, video: Video, manifest: Manifest) -> None:
         spec, state = video.spec, video.state
-        pipe.delete(video_key(spec.id), chunks_key(spec.id), events_key(spec.id))
+        pipe.delete(*_keys(spec.id))
         pipe.lrem(queue.waiting_key(name), 0, spec.id)
         pipe.hset(video_key(spec.id), mapping=_record(video))
         if spec.owner:  # it was paid for when it was asked for
@@ -834,11 +865,11 @@ class VideoStore:
             state.completed_at or 0,
             *(chunk.created_at for chunk in manifest.chunks[-1:]),
         )
-        current = Event("status", self._wire(video))
-        self._add_event(pipe, spec.id, current, f"{int(latest * 1000) + 1}-0")
-        for chunk in manifest.chunks:
-            data = chunk_object(spec.id, chunk, spec.fps, self.origin).model_dump(mode="json")
-            self._add_event(pipe, spec.id, Event("chunk", data))
+        current, at = Event("status", self._wire(video)), int(latest * 1000) + 1
+        self._add_event(pipe, spec.id, current, f"{at}-0")
+        for number, chunk in enumerate(manifest.chunks, 1):
+            self._add_event(pipe, spec.id, self._chunk_event(spec, chunk), f"{at}-{number}")
+            pipe.xadd(announced_key(spec.id), {"index": chunk.index}, id=f"{at}-{number}")
         if (ended := _LAST_EVENTS.get(state.status)) is not None:
             self._add_event(pipe, spec.id, Event(ended, current.data))
 
@@ -897,7 +928,7 @@ class VideoStore:
         Calling it again with the same chunk changes nothing. Raises `FenceLost` (also when the chunk is not the
         next one: somebody else has committed) and `VideoGone`.
         """
-        event = Event("chunk", chunk_object(video.id, chunk, video.fps, self.origin).model_dump(mode="json"))
+        event = self._chunk_event(video, chunk)
         changes["barren_attempts"] = 0
         changes["chunks_ready"] = chunk.index + 1
         changes["frames_ready"] = chunk.first_frame + chunk.frames
@@ -1254,6 +1285,9 @@ class VideoStore:
     def _wire(self, video: Video) -> dict[str, Any]:
         return video_object(video, self.origin).model_dump(mode="json")
 
+    def _chunk_event(self, spec: VideoSpec, chunk: ChunkRecord) -> Event:
+        return Event("chunk", chunk_object(spec.id, chunk, spec.fps, self.origin).model_dump(mode="json"))
+
     def _readable(self, name: str, read: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
         """What `read` gives; None for a record that cannot be read, which costs no other. The log tells it once."""
         try:
@@ -1343,12 +1377,18 @@ class VideoStore:
             COUNTED_KEY,
             account,
             EXPIRING_KEY,
+            announced_key(video_id),
         ]
         code = int(self._write_script(keys=keys, args=arguments))
         if code == -1:
             raise VideoGone(video_id)
         if code in (0, -2):
             raise FenceLost(video_id)
+
+
+def _keys(video_id: str) -> tuple[str, ...]:
+    """What holds the record of a video and its history."""
+    return video_key(video_id), chunks_key(video_id), events_key(video_id), announced_key(video_id)
 
 
 def _without_prompts(video: Video) -> Video:

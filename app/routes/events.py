@@ -67,6 +67,7 @@ async def video_events(
 ) -> Response:
     """Everything that has happened to the video, then everything that happens, without gap or repeat.
 
+    Of events that are too old to be kept (`LONGTAKE_MAX_EVENTS`) the chunks are told, and then one `status`.
     Each event has an id. A comment line keeps idle connections open. The stream ends after the last event.
     """
     # A browser that reconnects sends the header, which is newer than what its URL says.

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +17,11 @@ from redis.exceptions import RedisError
 
 from app.embedded import EmbeddedRedis
 from app.jobs.events import InvalidEventId, parse_event_id
-from app.jobs.store import Event, events_key
+from app.jobs.job import ChunkRecord
+from app.jobs.manifest import Manifest
+from app.jobs.store import Event, VideoStore, events_key, video_key
 from app.settings import Settings
-from tests.app.conftest import Api, running_api
+from tests.app.conftest import Api, chunk_bounds, running_api
 from tests.conftest import Eventually
 
 
@@ -216,6 +218,159 @@ def test_a_long_history_is_replayed_whole(api: Api) -> None:
     events = read(api, video_id)
     assert [e.data["n"] for e in events if e.type == "progress"] == list(range(1300))
     assert events[-1].type == "completed"
+
+
+@pytest.fixture
+def forgetful(settings: Callable[..., Settings]) -> Iterator[Api]:
+    """An API that keeps about a hundred events of a video."""
+    with running_api(settings(max_events=100)) as api:
+        api.worker.register()
+        api.worker.videos = VideoStore(api.worker.videos.redis, max_events=100)
+        yield api
+
+
+def announce(api: Api, video_id: str, indices: range) -> None:
+    """Commits chunks whose files nobody will ask for."""
+    video = api.worker.videos.get(video_id)
+    assert video is not None
+    for index in indices:
+        first, frames = chunk_bounds(index)
+        chunk = ChunkRecord(
+            index=index, first_frame=first, frames=frames, bytes=1, sha256="0" * 64, created_at=time.time()
+        )
+        api.worker.videos.commit_chunk(video.spec, api.worker.fences[video_id], chunk)
+
+
+def read_up_to(api: Api, video_id: str, index: int, last: str | None = None) -> list[Received]:
+    """The events of a running video up to the one of this chunk."""
+
+    async def scenario() -> list[Received]:
+        seen: list[Received] = []
+        async with (
+            httpx.AsyncClient(base_url=api.url, timeout=30) as client,
+            aclosing(follow(client, f"/v1/videos/{video_id}/events", last)) as events,
+        ):
+            async for event in events:
+                seen.append(event)
+                if event.type == "chunk" and event.data["index"] >= index:
+                    break
+        return seen
+
+    return asyncio.run(scenario())
+
+
+def told_chunks(events: list[Received]) -> list[int]:
+    return [event.data["index"] for event in events if event.type == "chunk"]
+
+
+@pytest.mark.parametrize("page", [500, 64])
+def test_each_watcher_is_told_every_chunk_once_and_in_order_when_events_were_trimmed(
+    forgetful: Api, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.jobs.events._PAGE", page)
+    api = forgetful
+    video_id = api.create(seconds=400)["id"]
+    api.worker.claim(video_id)
+    announce(api, video_id, range(10))
+    api.worker.progress(video_id, 1)
+    whole = read_up_to(api, video_id, 9)
+    early = recorded(api, video_id)[-1]  # the progress
+    announce(api, video_id, range(10, 400))
+    kept = recorded(api, video_id)
+    assert early not in kept
+    assert len(kept) < 300
+
+    events = read_up_to(api, video_id, 399)
+    assert told_chunks(events) == list(range(400))
+    assert [event for event in events if event.type == "chunk"][:10] == whole[2:], "just as they were"
+    (status,) = (event for event in events if event.type == "status")
+    assert status.data == api.http.get(f"/v1/videos/{video_id}").json()
+    assert status.data["chunks_ready"] == 400
+    at = events.index(status)
+    assert [event.id for event in events[at + 1 :]] == kept
+
+    # From any event on, also one that is told from the list.
+    for number, last in enumerate([early, events[37].id, events[at - 1].id, status.id, events[at + 1].id]):
+        first = [10, 38, at, at, at + 1][number]
+        assert told_chunks(read_up_to(api, video_id, 399, last)) == list(range(first, 400)), number
+
+    video = api.worker.videos.get(video_id)
+    assert video is not None
+    api.worker.videos.finish(video, api.worker.fences[video_id], "completed")
+    for last, first in ((None, 0), (early, 10), (events[37].id, 38)):
+        rest = read(api, video_id, **({} if last is None else {"Last-Event-ID": last}))
+        assert told_chunks(rest) == list(range(first, 400))
+        assert {event.type for event in rest[:-1]} == {"chunk"}, "the last event tells how it is"
+        assert rest[-1].type == "completed"
+
+
+def test_who_missed_nothing_but_progress_is_told_how_the_video_is(forgetful: Api) -> None:
+    api = forgetful
+    video_id = api.create()["id"]
+    api.worker.claim(video_id)
+    api.worker.progress(video_id, 0)
+    early = recorded(api, video_id)[-1]
+    for step in range(1, 400):
+        api.worker.progress(video_id, step)
+    announce(api, video_id, range(1))
+    for last in (None, early):
+        status, *rest = read_up_to(api, video_id, 0, last)
+        assert (status.type, status.data["status"]) == ("status", "in_progress")
+        assert [event.id for event in rest] == recorded(api, video_id)
+
+
+def test_a_watcher_who_misses_events_while_redis_is_away_is_cut_off_and_told_when_it_resumes(
+    forgetful: Api, redis_url: str
+) -> None:
+    api = forgetful
+    video_id = api.create()["id"]
+    api.worker.claim(video_id)
+    announce(api, video_id, range(1))
+    more = [Event("progress", {"progress": n}) for n in range(300)]
+
+    def miss_some() -> None:
+        with Redis.from_url(redis_url) as redis:
+            redis.execute_command("ACL SETUSER", "default", "-xread")
+            try:
+                redis.client_kill_filter(_id=str(api.context.events._reader_id))
+                announce(api, video_id, range(1, 2))
+                api.worker.videos.update(video_id, api.worker.fences[video_id], events=more)
+            finally:
+                redis.execute_command("ACL SETUSER", "default", "+xread")
+
+    async def watch() -> list[Received]:
+        seen: list[Received] = []
+        async with asyncio.timeout(60), httpx.AsyncClient(base_url=api.url, timeout=30) as client:
+            async for event in follow(client, f"/v1/videos/{video_id}/events"):
+                seen.append(event)
+                if event.type == "chunk":
+                    await asyncio.to_thread(miss_some)
+        return seen
+
+    seen = asyncio.run(watch())
+    assert told_chunks(seen) == [0]
+    announce(api, video_id, range(2, 3))
+    rest = read_up_to(api, video_id, 2, seen[-1].id)
+    assert [event.type for event in rest[:3]] == ["chunk", "status", "progress"]
+    assert told_chunks(rest) == [1, 2]
+
+
+def test_a_restored_video_s_chunks_are_all_told_however_many(forgetful: Api) -> None:
+    api = forgetful
+    video_id = api.create(seconds=400)["id"]
+    api.worker.claim(video_id)
+    announce(api, video_id, range(300))
+    video = api.worker.videos.get(video_id)
+    assert video is not None
+    done = api.worker.videos.finish(video, api.worker.fences[video_id], "completed")
+    manifest = Manifest.of(done, api.worker.videos.chunks(video_id))
+    last = recorded(api, video_id)[0]
+    api.worker.videos.redis.delete(video_key(video_id))
+    api.worker.videos.restore(manifest)
+    assert len(recorded(api, video_id)) < 300
+    for events in (read(api, video_id), read(api, video_id, **{"Last-Event-ID": last})):
+        assert told_chunks(events) == list(range(300))
+        assert events[-1].type == "completed"
 
 
 def test_an_idle_stream_beats_and_a_live_event_comes_at_once(settings: Callable[..., Settings]) -> None:
