@@ -128,8 +128,8 @@ export const control = (id, what) => request("POST", path(id, `/${what}`));
 const once = (attempt) => ({ "Idempotency-Key": attempt });
 
 /**
- * Names attempts, so that what is sent again because no answer came is made once. The same content has the same name
- * until `settled` says that an answer came.
+ * Names attempts, so that what is sent again is made once. The same content has the same name until `settled` says that
+ * it was made: an error may come after that, from a proxy for example, and an answer to a later try tells nothing of it.
  */
 export class Attempts {
   #content = "";

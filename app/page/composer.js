@@ -131,7 +131,6 @@ export class Composer {
         this.reference.clear();
         this.created(video);
       } catch (error) {
-        if (error.status) this.#attempts.settled();
         // The limit on bodies knows no fields: it is the file that is large.
         if (file && error.status === 413) error.param = "input_reference";
         complainOf(error, places, "composer");

@@ -79,7 +79,6 @@ export class Sequel {
         this.dialog.close();
         this.created(video);
       } catch (error) {
-        if (error.status) this.#attempts.settled();
         complainOf(error, PLACES, "sequel");
       }
     });

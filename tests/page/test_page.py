@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 HEADLINE = "#headline"
 
@@ -292,6 +292,37 @@ def test_when_the_service_goes_away_the_page_says_so_and_recovers(service: Any, 
     expect(away).to_be_hidden()
     expect(page.locator(HEADLINE)).to_have_text(re.compile("^Finished in"))
     wait_until_played(page, 2.5)
+
+
+def test_what_is_sent_again_after_an_error_is_made_once(service: Any, visitor: Any) -> None:
+    visitor.expected += ["status of 503", "status of 429"]
+    page = visitor.open()
+
+    def make_and_tell_of_trouble(route: Route) -> None:
+        route.fetch()
+        route.fulfill(status=503)
+
+    def refuse(route: Route) -> None:
+        route.fulfill(status=429)
+
+    def press_until_it_is_answered(button: Locator, complaint: str) -> None:
+        for status, answer in ((503, make_and_tell_of_trouble), (429, refuse)):
+            page.route(re.compile("/v1/videos(/[^/]+/remix)?$"), answer, times=1)
+            button.click()
+            expect(page.locator(complaint)).to_have_text(f"The service answered {status}.")
+        button.click()
+        page.wait_for_url(lambda url: "#video_" in url and url != before)
+
+    before = page.url
+    page.get_by_label("What should happen?").fill("a red circle on black")
+    press_until_it_is_answered(page.get_by_role("button", name="Make the video"), "#composer-error")
+    expect(page.locator(HEADLINE)).to_have_text(re.compile("^Finished in"))
+    assert len(service.get("/v1/videos")["data"]) == 1
+
+    before = page.url
+    page.get_by_role("button", name="Remix").click()
+    press_until_it_is_answered(page.get_by_role("button", name="Make it", exact=True), "#sequel-error")
+    assert len(service.get("/v1/videos")["data"]) == 2
 
 
 def test_without_events_the_page_asks(service: Any, visitor: Any) -> None:
