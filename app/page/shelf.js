@@ -11,6 +11,8 @@ export class Shelf {
   #more = false;
   #current = "";
   #timer = 0;
+  #turn = 0; // counts what is put and dropped
+  #changed = new Map(); // id of a video to the turn at which it was put or dropped; another map once all is cleared
 
   /** `parts`: list, more, nothing. `open(video)` and `remove(video)` are called for what the visitor presses. */
   constructor(parts, { open, remove }) {
@@ -29,6 +31,7 @@ export class Shelf {
 
   /** Takes over what is newly known of a video; one that is not here yet goes to the front. */
   put(video) {
+    this.#changed.set(video.id, (this.#turn += 1));
     const place = this.#videos.findIndex((other) => other.id === video.id);
     if (place < 0) this.#videos.unshift(video);
     else this.#videos[place] = { ...this.#videos[place], ...video };
@@ -39,38 +42,47 @@ export class Shelf {
   /** Forgets everything: somebody else may look next. */
   clear() {
     clearTimeout(this.#timer);
+    this.#changed = new Map();
     this.#videos = [];
     this.#more = false;
     this.#render();
   }
 
   drop(id) {
+    this.#changed.set(id, (this.#turn += 1));
     this.#videos = this.#videos.filter((video) => video.id !== id);
     this.#render();
   }
 
   async refresh() {
-    try {
-      const shown = Math.max(PAGE, Math.min(100, this.#videos.length));
-      const page = await listVideos("", shown);
-      this.#videos = page.data;
-      this.#more = page.has_more;
-      this.#render();
-    } catch {
-      // The banner tells; the next round tries again.
-    }
+    const shown = Math.max(PAGE, Math.min(100, this.#videos.length));
+    await this.#ask("", shown, (data, changed) => {
+      const ours = this.#videos.filter(changed);
+      this.#videos = [...ours, ...data].sort((a, b) => b.created_at - a.created_at);
+    });
     this.#schedule();
   }
 
-  async #older() {
+  #older() {
+    return this.#ask(this.#videos.at(-1)?.id, PAGE, (data) => {
+      const known = new Set(this.#videos.map((video) => video.id));
+      this.#videos.push(...data.filter((video) => !known.has(video.id)));
+    });
+  }
+
+  /** Asks for a page of the list. What is `changed` here while the answer is on its way is newer, and left out of `data`. */
+  async #ask(after, limit, take) {
+    const turn = this.#turn;
+    const changes = this.#changed;
+    const changed = ({ id }) => changes.get(id) > turn;
     let page;
     try {
-      page = await listVideos(this.#videos.at(-1)?.id, PAGE);
+      page = await listVideos(after, limit);
     } catch {
       return; // the banner tells
     }
-    const known = new Set(this.#videos.map((video) => video.id));
-    this.#videos.push(...page.data.filter((video) => !known.has(video.id)));
+    if (changes !== this.#changed) return; // all was cleared meanwhile
+    take(page.data.filter((video) => !changed(video)), changed);
     this.#more = page.has_more;
     this.#render();
   }

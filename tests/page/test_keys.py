@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
 from app.signatures import Signer
-from tests.page.test_page import HEADLINE, ask, wait_until, wait_until_played
+from tests.page.test_page import HEADLINE, ask, hold_list, wait_until, wait_until_played
 
 REFUSED = "status of 401"
 FINISHED = re.compile(r"^Finished in")
@@ -118,6 +118,19 @@ def test_signing_out_leaves_nothing_and_signing_in_opens_it_again(
     expect(page.locator(HEADLINE)).to_have_text(FINISHED)
     assert page.url.endswith(f"#{video}")
     expect(page.locator(".card")).to_have_count(1)
+
+
+def test_a_list_that_comes_after_signing_out_is_not_shown(service: Any, tenants: Any, sent: Any) -> None:
+    page, _ = sent()
+    enter(page, tenants.alice)
+    page.locator("#examples button").first.wait_for()
+    ask(page, "a white circle on teal", seconds="1")
+    expect(page.locator(HEADLINE)).to_have_text(FINISHED)
+    let_go = hold_list(page)
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.locator(".card")).to_have_count(0)
+    let_go()
+    assert page.locator(".card").count() == 0
 
 
 def test_a_signature_that_has_expired_is_replaced(service: Any, tenants: Any, sent: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,39 @@ def wait_until(page: Page, expression: str) -> None:
 def wait_until_played(page: Page, seconds: float) -> None:
     """On a busy machine playback may catch up before that: then it goes on once 1.5 s are made ahead, later 3 s."""
     wait_until(page, f"document.querySelector('video').currentTime >= {seconds}")
+
+
+def hold_list(page: Page) -> Callable[[], None]:
+    """Has the page ask for the list of videos, and holds the answer. What is returned lets the page read it."""
+    held = []
+
+    def hold(route: Route) -> None:
+        held.append((route, route.fetch()))
+
+    page.route("**/v1/videos?*", hold, times=1)
+    page.evaluate(
+        """() => {
+            const read = Response.prototype.json;
+            Response.prototype.json = async function () {
+                const told = await read.call(this);
+                window.listRead ||= this.url.includes("/v1/videos?");
+                return told;
+            };
+            document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+    )
+    deadline = time.monotonic() + 60
+    while not held:
+        assert time.monotonic() < deadline, "the page has not asked"
+        page.wait_for_timeout(30)
+
+    def let_go() -> None:
+        page.evaluate("window.listRead = false")
+        [(route, answer)] = held
+        route.fulfill(response=answer)
+        wait_until(page, "window.listRead")
+
+    return let_go
 
 
 def test_a_video_plays_while_it_is_still_being_made(service: Any, visitor: Any) -> None:
@@ -221,6 +255,46 @@ def test_a_finished_video_can_be_downloaded_watched_again_and_deleted(
     expect(page.get_by_role("heading", name="Describe a scene.")).to_be_visible()
     assert service.get("/v1/videos")["data"] == []
     assert "#video_" not in page.url
+
+
+def test_a_list_that_comes_late_brings_no_deleted_video_back_and_takes_no_new_one_away(
+    visitor: Any,
+) -> None:
+    page = visitor.open()
+    cards = page.locator(".card")
+    ask(page, "a red circle on black", seconds="1")
+    expect(page.locator(HEADLINE)).to_have_text(re.compile("^Finished in"))
+    page.get_by_role("link", name="longtake, new video").click()
+    let_go = hold_list(page)
+    cards.hover()
+    cards.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(cards).to_have_count(0)
+    let_go()
+    assert cards.count() == 0
+
+    let_go = hold_list(page)
+    ask(page, "a white circle on teal", seconds="1")
+    expect(page.locator(HEADLINE)).to_have_text(re.compile("^Finished in"))
+    let_go()
+    assert cards.count() == 1
+
+
+def test_a_list_that_comes_after_the_video_of_the_address_is_shown_whole(service: Any, visitor: Any) -> None:
+    service.easel.hold_at = 1.0
+    running, _ = (service.make(f"a {colour} circle", 5) for colour in ("red", "yellow"))
+    page = visitor.open(f"#{running}")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/videos?*", hold, times=1)
+    page.reload()
+    expect(page.locator(HEADLINE)).to_have_text("0.8 s of 5 s ready")
+    expect(page.locator(".card")).to_have_count(1)
+    held[0].continue_()
+    expect(page.locator(".card")).to_have_text([re.compile("yellow"), re.compile("red")])
 
 
 def test_a_waiting_video_says_how_many_are_before_it_and_keeps_what_is_asked_of_it(
