@@ -16,11 +16,14 @@ from app.cli.grammar import (
     CommandError,
     Commands,
     client_of,
+    count,
     given,
+    label,
     length,
     model_flag,
     model_name,
     priority_flag,
+    scale,
     second,
     service_flags,
 )
@@ -33,6 +36,18 @@ from app.supervisor import BAD_USAGE
 
 _CANCEL_SECONDS = 10.0
 
+# Of a request: what flags give as it is.
+_FIELDS = (
+    "seconds",
+    "size",
+    "seed",
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "priority",
+    "webhook_url",
+)
+
 
 def add(commands: Commands) -> None:
     """Adds these commands to the grammar."""
@@ -41,7 +56,8 @@ def add(commands: Commands) -> None:
         _generate,
         "make one video and write it to a file",
         "\nWithout --url a service is started for this call, and ended after it. Ctrl-C cancels\n"
-        "the video; an endless one it ends with the chunks that are begun, and writes it.",
+        "the video; an endless one it ends with the chunks that are begun, and writes it. With\n"
+        "--no-wait it is only asked for: its id is printed, for `longtake watch` and the like.",
         'longtake generate "a red ball rolls over green grass" --seconds 60 -o ball.mp4',
     )
     generate.add_argument("prompt", metavar="PROMPT", help="what the video shows")
@@ -57,10 +73,40 @@ def add(commands: Commands) -> None:
     generate.add_argument("--seed", type=int, help="the same seed and prompt make the same video")
     generate.add_argument("--negative-prompt", metavar="TEXT", help="what the video shall not show")
     generate.add_argument(
+        "--steps",
+        dest="num_inference_steps",
+        type=count,
+        metavar="N",
+        help="noise levels (default: the model's)",
+    )
+    generate.add_argument(
+        "--guidance",
+        dest="guidance_scale",
+        type=scale,
+        metavar="SCALE",
+        help="how closely to follow the prompt (default: the model's)",
+    )
+    generate.add_argument(
         "--input", type=Path, metavar="FILE", help="image or clip that the video begins with"
     )
     priority_flag(generate)
-    generate.add_argument("-o", "--output", type=Path, default=Path("out.mp4"), help="file to write")
+    generate.add_argument(
+        "--metadata",
+        action="append",
+        type=label,
+        metavar="NAME=VALUE",
+        help="a label of your own; may be given several times",
+    )
+    generate.add_argument(
+        "--webhook-url", metavar="URL", help="web address that is told when the video ends; needs --url"
+    )
+    outcome = generate.add_mutually_exclusive_group()
+    outcome.add_argument(
+        "-o", "--output", type=Path, default=Path("out.mp4"), help="file to write (default out.mp4)"
+    )
+    outcome.add_argument(
+        "--no-wait", action="store_true", help="print the video's id instead of following it; needs --url"
+    )
     generate.add_argument(
         "--data",
         type=Path,
@@ -83,6 +129,13 @@ def add(commands: Commands) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    lasting = "--no-wait" if options.no_wait else "--webhook-url" if options.webhook_url else ""
+    if lasting and not options.url:
+        raise CommandError(f"{lasting} needs --url: a service for this call ends too soon", BAD_USAGE)
+    if options.no_wait:
+        with client_of(options) as client:
+            print(client.create(options.prompt, **_request(options)).id)
+        return 0
     output = _writable(options.output)
     request = _request(options)
     display = ProgressDisplay(sys.stderr)
@@ -91,7 +144,6 @@ def _generate(options: argparse.Namespace) -> int:
         service: OwnService | None = None
         if options.url:
             url = options.url
-            request |= given(options, "model")
         else:
             display.say("starting the service …")
             service = stack.enter_context(OwnService(options.data, model_name(options.model)))
@@ -128,7 +180,11 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
     """What is asked for beside the prompt, as `LongtakeClient.create` takes it."""
-    request = given(options, "seconds", "size", "seed", "negative_prompt", "priority")
+    request = given(options, *_FIELDS)
+    if options.url:
+        request |= given(options, "model")
+    if options.metadata:
+        request["metadata"] = dict(options.metadata)
     if options.input is not None:
         if not options.input.is_file():
             raise CommandError(f"--input: there is no file {options.input}", BAD_USAGE)

@@ -94,6 +94,23 @@ def length(text: str) -> float | str:
 
 def second(text: str) -> float:
     """A place in a video."""
+    return _from_zero(text)
+
+
+def scale(text: str) -> float:
+    """A strength."""
+    return _from_zero(text)
+
+
+def label(text: str) -> tuple[str, str]:
+    """Name and value of a label of a video."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"NAME=VALUE, not {text!r}")
+    return name, value
+
+
+def _from_zero(text: str) -> float:
     number = float(text)
     if not (math.isfinite(number) and number >= 0):
         raise argparse.ArgumentTypeError("a number from 0 on")

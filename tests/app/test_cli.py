@@ -80,6 +80,12 @@ def test_help_of_every_command_has_an_example(command: str, capsys: pytest.Captu
         (["generate", "a ball", "--seconds", "nan"], "a number above 0"),
         (["generate", "a ball", "--seconds", "-1"], "--seconds"),
         (["generate", "a ball", "--seed", "x"], "--seed"),
+        (["generate", "a ball", "--steps", "0"], "--steps: at least 1"),
+        (["generate", "a ball", "--guidance", "strong"], "--guidance"),
+        (["generate", "a ball", "--guidance", "-1"], "--guidance: a number from 0 on"),
+        (["generate", "a ball", "--metadata", "scene"], "--metadata: NAME=VALUE, not 'scene'"),
+        (["generate", "a ball", "--metadata", "=12"], "--metadata: NAME=VALUE, not '=12'"),
+        (["generate", "a ball", "--no-wait", "-o", "x.mp4"], "-o/--output: not allowed with"),
         (["up", "--workers", "0"], "at least 1"),
         (["up", "--port", "http"], "--port"),
         (["keys"], "ACTION"),
@@ -126,6 +132,10 @@ def test_what_the_service_refuses_is_one_line(
     assert complaint(capsys).startswith("size: ")
     assert main(["generate", "a ball", "--model", "unknown", *output]) == 1
     assert complaint(capsys).startswith("model: ")
+    assert main(["generate", "a ball", "--steps", "7", *output]) == 1
+    assert complaint(capsys).startswith("num_inference_steps: ")
+    assert main(["generate", "a ball", "--webhook-url", "ftp://a.example", *output]) == 1
+    assert complaint(capsys).startswith("webhook_url: ")
     assert main(["watch", "video_unknown", "--url", api.url]) == 1
     assert "no such video" in complaint(capsys)
     assert list(tmp_path.iterdir()) == []
@@ -261,6 +271,31 @@ def test_generate_asks_for_all_it_is_told(
     ):
         assert main(["generate", "A lake", *wrong, "-o", str(tmp_path / "x.mp4"), "--url", api.url]) == 2
         assert words in complaint(capsys)
+
+
+def test_generate_may_only_ask_and_tell_the_id(
+    api: Api, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", "A lake", "--no-wait", "--url", api.url, "--model", "builtin"]
+    arguments += ["--steps", "10", "--guidance", "2.5", "--webhook-url", "https://example.com/hook"]
+    assert main([*arguments, "--metadata", "scene=12", "--metadata", "title=a=b"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    video = api.worker.videos.get(out.rstrip("\n"))
+    assert video is not None
+    assert (video.spec.num_inference_steps, video.spec.guidance_scale) == (10, 2.5)
+    assert video.spec.metadata == {"scene": "12", "title": "a=b"}
+    assert video.spec.webhook_url == "https://example.com/hook"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", [["--no-wait"], ["--webhook-url", "https://example.com/hook"]])
+def test_what_outlasts_a_command_needs_a_service_that_does(
+    flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "A lake", *flag]) == 2
+    assert complaint(capsys) == f"{flag[0]} needs --url: a service for this call ends too soon"
 
 
 def test_an_interruption_finishes_an_endless_video_and_writes_it(
