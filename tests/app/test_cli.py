@@ -333,7 +333,11 @@ def test_an_interruption_finishes_an_endless_video_and_writes_it(
 
 def test_models_are_one_line_each(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--url", api.url]) == 0
-    assert capsys.readouterr().out == "builtin  64x64, 128x128  24 fps  up to 3600 s\n"
+    line = "builtin  64x64, 128x128  24 fps  up to 3600 s"
+    assert capsys.readouterr().out == f"{line}  no worker has it now\n"
+    api.worker.videos.line.announce_slots("builtin", "double", 1, 60)
+    assert main(["models", "--url", api.url]) == 0
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 def test_the_service_may_be_named_by_the_environment(

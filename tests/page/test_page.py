@@ -11,6 +11,8 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, Route, expect
 
+from app.jobs.store import MODELS_KEY, VideoStore
+
 HEADLINE = "#headline"
 
 
@@ -186,6 +188,24 @@ def test_a_mistake_is_shown_at_its_field(visitor: Any) -> None:
         page.locator(f"#{field}").fill(right[field])
         expect(page.locator(f"#{field}-error")).to_be_hidden()
     assert "#video_" not in page.url
+
+
+def test_a_model_that_no_worker_has_says_so_in_the_menu(service: Any, visitor: Any) -> None:
+    videos = VideoStore(service.redis)
+    card = videos.models()["easel"]
+    videos.register_model(card.model_copy(update={"name": "org/xl", "created_at": time.time()}))
+    try:
+        page = visitor.open()
+    finally:
+        service.redis.hdel(MODELS_KEY, "org/xl")
+    page.get_by_text("Options").click()
+    menu = page.get_by_label("Model", exact=True)
+    expect(menu).to_be_visible()
+    assert menu.evaluate("menu => [...menu.options].map((option) => [option.value, option.label])") == [
+        ["easel", "easel"],
+        ["org/xl", "org/xl (no worker)"],
+    ]
+    assert menu.evaluate("menu => menu.value") == "easel"
 
 
 def test_cancel_keeps_what_is_made(service: Any, visitor: Any, tmp_path: Path) -> None:
