@@ -29,6 +29,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import httpx
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import WatchError
 
@@ -144,7 +145,7 @@ def deliveries_of(
             video_id=spec.id,
             owner=spec.owner,
             url=spec.webhook_url,
-            lane=spec.webhook_url.split("/")[2],
+            lane=httpx.URL(spec.webhook_url).netloc.decode("ascii"),
             type=event,
             created_at=created_at,
             body=json.dumps(body),

@@ -23,11 +23,13 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from app.cli import main
 from app.client import LongtakeClient
 from app.embedded import EmbeddedRedis
+from app.jobs.deliveries import deliveries_of
 from app.jobs.job import JobError
-from app.schemas import WebhookBody
+from app.schemas import CreateVideo, WebhookBody
 from app.settings import Settings
+from app.specification import specify
 from app.webhooks import InvalidReceiver, receiver_url, retry_delay
-from tests.app.conftest import Api, running_api
+from tests.app.conftest import CARD, Api, running_api
 from tests.conftest import Eventually
 from tests.receiver import Call, Receiver, close, endless, garbage, hang, receiving, status
 
@@ -432,6 +434,13 @@ def test_many_receivers_are_called_at_the_same_time(
             api.http.post(f"/v1/videos/{video_id}/cancel")
         eventually(lambda: all(settled(api, video_id, "delivered")() for video_id in ids))
     assert len(receiver.calls) == 16
+
+
+def test_a_receiver_is_its_host_and_port_whatever_follows_in_the_url() -> None:
+    urls = [f"http://h.example:8080{rest}" for rest in ("?token=a", "?token=b", "", "/", "/hook?token=c/d")]
+    specs = [specify(CreateVideo(prompt="x", webhook_url=url), {"builtin": CARD}, Settings()) for url in urls]
+    told = [delivery for spec in specs for delivery in deliveries_of(spec, "video.completed", 0.0)]
+    assert [delivery.lane for delivery in told] == ["h.example:8080"] * 5
 
 
 def test_receivers_that_hang_do_not_hold_up_the_others(
