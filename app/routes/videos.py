@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -16,7 +16,7 @@ from app.jobs.job import Status, Video, VideoSpec
 from app.media_container import partial_header
 from app.object_response import IMMUTABLE, REVALIDATE, Part, not_modified, object_response
 from app.removal import remove
-from app.routes.creation import IdempotencyKey, answer, record
+from app.routes.creation import IdempotencyKey, answer, record, replayed
 from app.routes.documentation import body, errors, file
 from app.schemas import CreateVideo, VideoDeleted, VideoList, VideoObject
 from app.specification import digest, parse, specify
@@ -62,14 +62,16 @@ async def create_video(
     )
     async with given as fields:
         asked = parse(CreateVideo, fields)
-        spec = await run_in_threadpool(lambda: specify(asked, ctx.videos.models(), ctx.settings))
-        upload = await run_in_threadpool(reference_of, asked, ctx.settings)
-        if upload is not None:
-            with closing(upload):
-                async with ctx.decoding():
-                    spec = await run_in_threadpool(_with_reference, ctx, spec, upload)
-    body_digest = digest(asked, "create", upload.sha256 if upload else "")
-    created = await run_in_threadpool(record, ctx, spec, idempotency_key, body_digest)
+        upload = await run_in_threadpool(reference_of, asked, limits)
+        with closing(upload) if upload is not None else nullcontext():
+            body_digest = digest(asked, "create", upload.sha256 if upload is not None else "")
+            created = await run_in_threadpool(replayed, ctx, idempotency_key, body_digest)
+            if created is None:
+                spec = await run_in_threadpool(lambda: specify(asked, ctx.videos.models(), limits))
+                if upload is not None:
+                    async with ctx.decoding():
+                        spec = await run_in_threadpool(_with_reference, ctx, spec, upload)
+                created = await run_in_threadpool(record, ctx, spec, idempotency_key, body_digest)
     return await run_in_threadpool(answer, ctx, response, created)
 
 

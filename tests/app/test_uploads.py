@@ -595,6 +595,21 @@ def test_an_idempotency_key_covers_the_file_and_a_repetition_leaves_nothing_behi
     assert references(api) == stored
 
 
+def test_a_repeated_upload_is_not_decoded_again(settings: Callable[..., Settings]) -> None:
+    with running_api(settings(uploads_at_once=1, upload_queue_seconds=0)) as api:
+        api.worker.register()
+        url = "data:image/png;base64," + base64.b64encode(GOOD_PNG).decode()
+        body = {"prompt": "x", "seconds": 2, "input_reference": {"image_url": url}}
+        key = {"Idempotency-Key": "upload"}
+        first = api.http.post("/v1/videos", json=body, headers=key)
+        assert first.status_code == 200, first.text
+        api.context._decoding._value = 0  # as while another upload is being decoded
+        api.error(api.http.post("/v1/videos", json=body), 503, "uploads_busy")
+        again = api.http.post("/v1/videos", json=body, headers=key)
+        assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+        assert again.headers["Idempotent-Replayed"] == "true"
+
+
 def test_a_full_queue_leaves_nothing_behind(settings: Callable[..., Settings]) -> None:
     with running_api(settings(max_queued=1)) as api:
         api.worker.register()

@@ -337,6 +337,23 @@ def test_an_idempotency_key_makes_one_video_whatever_the_encoding(api: Api) -> N
     assert len(api.http.get("/v1/videos").json()["data"]) == 1
 
 
+def test_a_repeated_request_gives_the_first_answer_whatever_has_changed_since(
+    settings: Callable[..., Settings],
+) -> None:
+    def ask(api: Api, seconds: int) -> httpx.Response:
+        body = {"prompt": "x", "seconds": seconds}
+        return api.http.post("/v1/videos", json=body, headers={"Idempotency-Key": "k"})
+
+    with running_api(settings()) as api:
+        api.worker.register()
+        first = ask(api, 4)
+    with running_api(settings(max_seconds=3)) as api:
+        again = ask(api, 4)
+        assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+        assert again.headers["Idempotent-Replayed"] == "true"
+        api.error(ask(api, 5), 422, "idempotency_mismatch", "Idempotency-Key")
+
+
 def test_twenty_requests_at_once_with_one_key_make_one_video(api: Api) -> None:
     ids: list[str] = []
 
