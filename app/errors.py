@@ -121,6 +121,16 @@ def body_too_large(limit_bytes: int) -> APIError:
     )
 
 
+def body_stalled(idle_seconds: float) -> APIError:
+    """408: the rest of the body does not come."""
+    return APIError(
+        408,
+        f"Nothing of the body came for {idle_seconds:g} seconds.",
+        code="request_timeout",
+        headers={"Connection": "close"},
+    )
+
+
 def internal() -> APIError:
     """500: a fault of ours. The log has the reason, the client does not."""
     return APIError(500, "The server made a mistake.", code="internal_error", type="server_error")

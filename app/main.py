@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
 import logging
 import resource
 import signal
 import socket
+import sys
+import termios
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -132,9 +136,24 @@ def serve(settings: Settings, *, ready: Callable[[str, int], None] | None = None
         log.error("the API cannot start: %s", error)
         return 1
     _raise_file_limit()
-    config = uvicorn.Config(
+    host, port = listener.getsockname()[:2]
+
+    def started() -> None:
+        log.info("listening on %s port %d", host, port)
+        if ready is not None:
+            ready(host, port)
+
+    server = Server(server_config(app, settings), app.state.context, started)
+    with listener, _quiet_signals():
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How an application is served."""
+    return uvicorn.Config(
         app,
-        http=_Protocol,
+        http=partial(_Protocol, settings.idle_seconds),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
@@ -143,17 +162,6 @@ def serve(settings: Settings, *, ready: Callable[[str, int], None] | None = None
         backlog=2048,
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
     )
-    host, port = listener.getsockname()[:2]
-
-    def started() -> None:
-        log.info("listening on %s port %d", host, port)
-        if ready is not None:
-            ready(host, port)
-
-    server = Server(config, app.state.context, started)
-    with listener, _quiet_signals():
-        server.run(sockets=[listener])
-    return 0 if server.started else 1
 
 
 class Server(uvicorn.Server):
@@ -175,10 +183,57 @@ class Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """What is not even HTTP is refused in the shape of all other errors, and so is a head that does not end."""
+    """What is not even HTTP is refused in the shape of all other errors, and so is a head that does not end.
+
+    A client that takes nothing of its answers any more loses its connection. Whatever was sending to it ends by that.
+    """
 
     _in_head = True
     _head_bytes = 0
+    _look: asyncio.TimerHandle | None = None
+
+    def __init__(self, idle_seconds: float, **given: Any) -> None:
+        super().__init__(**given)
+        self._idle_seconds = idle_seconds
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # paused is then as long as anything waits for the client
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_later()
+
+    def resume_writing(self) -> None:
+        self._look_no_more()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._look_no_more()
+        super().connection_lost(exc)
+
+    def _look_later(self) -> None:
+        self._look = self.loop.call_later(self._idle_seconds, self._look_after_client, self._untaken_bytes())
+
+    def _look_no_more(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+
+    def _look_after_client(self, before: int) -> None:
+        if self._untaken_bytes() < before:
+            self._look_later()
+            return
+        log.info("a client takes nothing any more: cut off")
+        self.transport.abort()
+
+    def _untaken_bytes(self) -> int:
+        waiting = self.transport.get_write_buffer_size()
+        if sys.platform == "linux":
+            # A client slower than the system's buffer is large takes from that for minutes before it is refilled.
+            connection = self.transport.get_extra_info("socket")
+            held = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+            waiting += int.from_bytes(held, sys.byteorder)
+        return waiting
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -238,7 +293,8 @@ def _middleware(settings: Settings, context: Context) -> list[Middleware]:
             signer=context.signer,
         )
     )
-    layers.append(Middleware(BodyLimit, max_bytes=partial(_max_body_bytes, settings)))
+    max_bytes = partial(_max_body_bytes, settings)
+    layers.append(Middleware(BodyLimit, max_bytes=max_bytes, idle_seconds=settings.idle_seconds))
     return layers
 
 

@@ -1,4 +1,4 @@
-"""Around every request: its id, one line in the log, a limit on its body, and no stack trace in its answer."""
+"""Around every request: its id, one line in the log, limits on its body, and no stack trace in its answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import APIError, body_too_large, internal
+from app.errors import APIError, body_stalled, body_too_large, internal
 from app.metrics import Metrics
 
 access_log = logging.getLogger("app.access")
@@ -86,15 +86,20 @@ def _owner(scope: Scope) -> dict[str, str]:
 
 
 class BodyLimit:
-    """Refuses bodies above a size with 413: at once by their announced length, else by the bytes that arrive."""
+    """Refuses bodies above a size with 413: at once by their announced length, else by the bytes that arrive.
+    One that stops arriving is refused with 408.
 
-    def __init__(self, app: ASGIApp, max_bytes: Callable[[str, str], int]) -> None:
+    What only reads has no body that counts: such a request waits for its client to leave, however long that takes.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: Callable[[str, str], int], idle_seconds: float) -> None:
         """`max_bytes` is told the path and the media type of a request."""
         self.app = app
         self.max_bytes = max_bytes
+        self.idle_seconds = idle_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] in _SAFE_METHODS:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
@@ -106,15 +111,20 @@ class BodyLimit:
                 await _discard(receive)
             await body_too_large(limit).response()(scope, receive, send)
             return
-        seen = 0
+        seen, more = 0, True
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, more
+            try:
+                async with asyncio.timeout(self.idle_seconds if more else None):
+                    message = await receive()
+            except TimeoutError as error:
+                raise body_stalled(self.idle_seconds) from error
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
+                more = message.get("more_body", False)
                 if seen > limit:
-                    if message.get("more_body"):
+                    if more:
                         await _discard(receive)
                     raise body_too_large(limit)
             return message

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         512, ge=8, description="Events one slow client may lag before it is cut off."
     )
     poll_after_ms: int = Field(1000, ge=50, description="Value of the openai-poll-after-ms header.")
+    idle_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="A client that takes nothing of an answer, or sends nothing of a body, for this long is cut off.",
+    )
     shutdown_seconds: float = Field(5.0, gt=0, description="Grace for open requests when the API stops.")
 
     # What may be asked.

@@ -107,7 +107,7 @@ def finish_video(video_id: str, ctx: Ctx) -> VideoObject:
 @router.patch(
     "",
     response_model=VideoObject,
-    responses=errors(400, 404, 409, 413, 415, 503),
+    responses=errors(400, 404, 408, 409, 413, 415, 503),
     openapi_extra=body("UpdateVideo"),
     summary="Change a video's length or labels",
 )
@@ -132,7 +132,7 @@ async def update_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject
 @router.post(
     "/prompts",
     response_model=VideoObject,
-    responses=errors(400, 404, 409, 413, 415, 503),
+    responses=errors(400, 404, 408, 409, 413, 415, 503),
     openapi_extra=body("SteerVideo"),
     summary="Steer a video",
 )

@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/videos", tags=["videos"])
 @router.post(
     "/extensions",
     response_model=VideoObject,
-    responses=errors(400, 404, 409, 413, 415, 422, 429, 503),
+    responses=errors(400, 404, 408, 409, 413, 415, 422, 429, 503),
     openapi_extra=body("ExtendVideo"),
     summary="Continue a video",
 )
@@ -52,7 +52,7 @@ async def extend_video(
 @router.post(
     "/{video_id}/remix",
     response_model=VideoObject,
-    responses=errors(400, 404, 413, 415, 422, 429, 503),
+    responses=errors(400, 404, 408, 413, 415, 422, 429, 503),
     openapi_extra=body("RemixVideo"),
     summary="Make a video again with another prompt",
 )

@@ -11,6 +11,7 @@ _REASONS = {
     401: "There is no API key, or it is wrong; or the URL's signature is.",
     403: "The API key may only look, or another web site asks.",
     404: "There is no such thing (yet).",
+    408: "Nothing of the body came for too long.",
     409: "The video is not in a state that allows this.",
     413: "The body is larger than this server reads.",
     415: "The body is neither JSON nor a form.",

@@ -42,7 +42,7 @@ _PRESIGNED_SECONDS = 3600
 @router.post(
     "",
     response_model=VideoObject,
-    responses=errors(400, 413, 415, 422, 429, 503),
+    responses=errors(400, 408, 413, 415, 422, 429, 503),
     openapi_extra=body("CreateVideo"),
     summary="Ask for a video",
 )

@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from pydantic import SecretStr
 
 from app.context import Context
@@ -28,7 +27,7 @@ from app.jobs.connection import connect
 from app.jobs.job import ChunkRecord, ModelCard, Video
 from app.jobs.store import Event, VideoStore
 from app.keys import KeyFile
-from app.main import Server, create_app
+from app.main import Server, create_app, server_config
 from app.settings import Settings
 from app.storage import ObjectStore, open_store
 from app.storage.objects import chunk_key, final_key, init_key, thumbnail_key
@@ -215,8 +214,7 @@ def running_api(settings: Settings, *, opened: bool = True) -> Iterator[Api]:
     app = create_app(settings)
     listener = socket.create_server(("127.0.0.1", 0))
     started = threading.Event()
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=3)
-    server = Server(config, app.state.context, started.set)
+    server = Server(server_config(app, settings), app.state.context, started.set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
     assert started.wait(60)
