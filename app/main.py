@@ -43,7 +43,7 @@ from app.errors import (
 )
 from app.jobs.migrations import RecordError
 from app.logs import configure_logging
-from app.middleware import BodyLimit, CrossSiteGuard, RequestLog
+from app.middleware import BodyLimit, CrossSiteGuard, HostGuard, RequestLog, own_host_names, own_origin
 from app.routes import chunks, control, derived, events, operations, page, reference, videos, webhooks
 from app.routes.documentation import errors
 from app.routes.examples import EXAMPLES
@@ -283,7 +283,10 @@ def _middleware(settings: Settings, context: Context) -> list[Middleware]:
                 max_age=3600,
             )
         )
-    layers.append(Middleware(CrossSiteGuard, allowed=origins))
+    keys = settings.api_keys_file is not None
+    if not keys:
+        layers.append(Middleware(HostGuard, allowed=own_host_names(settings)))
+    layers.append(Middleware(CrossSiteGuard, allowed=origins, own=own_origin(settings), keys=keys))
     layers.append(
         Middleware(
             Authenticate,
@@ -402,7 +405,7 @@ def _described_refusals() -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorObject"}}}
     return {
         str(status): {"description": answer["description"], "content": content}
-        for status, answer in errors(401, 403, 429, 503).items()
+        for status, answer in errors(401, 403, 421, 429, 503).items()
     }
 
 

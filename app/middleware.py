@@ -1,21 +1,25 @@
-"""Around every request: its id, one line in the log, limits on its body, and no stack trace in its answer."""
+"""Around every request: its id, one line in the log, where it may come from, limits on its body, no stack trace."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
+import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import APIError, body_stalled, body_too_large, internal
+from app.errors import APIError, body_stalled, body_too_large, internal, quoted
 from app.metrics import Metrics
+from app.settings import Settings
 
 access_log = logging.getLogger("app.access")
 log = logging.getLogger(__name__)
@@ -24,6 +28,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _DISCARD_BYTES = 64 * 1024 * 1024
 _DISCARD_SECONDS = 5.0
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+_PROBES = {"/healthz", "/readyz"}
+_PORT = re.compile(r":[0-9]*$")
 
 
 class RequestLog:
@@ -150,24 +156,87 @@ class CrossSiteGuard:
     """Refuses what another web site makes a visitor's browser send, unless that site is allowed.
 
     A form on any page can post to a service on the visitor's own machine or network without asking first. Browsers
-    say so in `Sec-Fetch-Site`; programs do not send it.
+    say so in `Sec-Fetch-Site`, but only to https:// and to their own machine; elsewhere `Origin` has to tell. Programs
+    send neither.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, allowed: Sequence[str], own: str, keys: bool) -> None:
+        """`own` origin of the service. `keys` are on: nobody gets anywhere without one, and other sites have none."""
         self.app = app
         self.allowed = frozenset(allowed)
+        self.own = own
+        self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in _SAFE_METHODS and "*" not in self.allowed:
             headers = Headers(scope=scope)
-            other_site = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-            if other_site and headers.get("origin") not in self.allowed:
+            if self._from_another_site(headers) and headers.get("origin") not in self.allowed:
                 refusal = APIError(
                     403,
-                    "Other web sites may not call this service.",
+                    "Other web sites may not call this service. LONGTAKE_CORS_ORIGINS names those that may.",
                     code="cross_site_request",
                     param="Origin",
                 )
                 await refusal.response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _from_another_site(self, headers: Headers) -> bool:
+        site, origin, host = (headers.get(name) for name in ("sec-fetch-site", "origin", "host"))
+        if site is not None:
+            return site in ("cross-site", "same-site")
+        return not self.keys and origin not in (None, f"http://{host}", f"https://{host}", self.own)
+
+
+class HostGuard:
+    """Answers 421 to a host name that is not one of the service's. For a service without keys.
+
+    A web site can make its own name point at this service (DNS rebinding): to the visitor's browser both are one site
+    then, and its pages may do everything here. An address, or a name that public DNS does not serve, cannot be made to
+    point elsewhere.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Iterable[str]) -> None:
+        """`allowed` names beside those that are safe anyway; `*`: any."""
+        self.app = app
+        self.allowed = frozenset(name.lower() for name in allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _PROBES:
+            name = _PORT.sub("", Headers(scope=scope).get("host", "").lower())
+            if not (self.allowed & {name, "*"} or _is_safe(name)):
+                refusal = APIError(
+                    421,
+                    f"This service does not go by the name {quoted(name)}. "
+                    "LONGTAKE_ALLOWED_HOSTS lists the names that it answers to; with API keys it answers to any.",
+                    code="host_not_allowed",
+                    param="Host",
+                )
+                await refusal.response()(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def own_origin(settings: Settings) -> str:
+    """The public address as browsers write it in `Origin`. Raises ValueError for one that is no URL."""
+    parts = urlsplit(settings.public_url or "")
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def own_host_names(settings: Settings) -> list[str]:
+    """The names that a service goes by. Raises ValueError for a public address that is no URL."""
+    machine = socket.gethostname()
+    names = [name.strip() for name in settings.allowed_hosts.split(",")]
+    names += [settings.host, machine, f"{machine.partition('.')[0]}.local"]
+    names += [urlsplit(settings.public_url or "").hostname or ""]
+    return names
+
+
+def _is_safe(name: str) -> bool:
+    if "." not in name or name.endswith(".localhost"):
+        return True
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

@@ -77,6 +77,11 @@ class Settings(BaseSettings):
         "",
         description="Origins, separated by commas, whose web pages may call the API; `*`: all. Empty: none.",
     )
+    allowed_hosts: str = Field(
+        "",
+        description="Host names, separated by commas, that the API answers to while keys are off, beside IP addresses, "
+        "names without a dot, this machine's own, and those of LONGTAKE_HOST and LONGTAKE_PUBLIC_URL; `*`: any.",
+    )
     playlist_wait_seconds: float = Field(
         10.0, ge=0, description="How long a playlist asked for too early waits for the video's first chunk."
     )

@@ -16,6 +16,7 @@ _REASONS = {
     413: "The body is larger than this server reads.",
     415: "The body is neither JSON nor a form.",
     416: "The range lies behind the end of the file.",
+    421: "The service does not go by the name in Host.",
     422: "The Idempotency-Key was used before with another body.",
     429: "A limit is reached; see Retry-After.",
     503: "Redis, the object store or every worker is away; nothing is lost. See Retry-After.",

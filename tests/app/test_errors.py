@@ -329,7 +329,19 @@ def test_the_openapi_document_names_every_route_and_its_errors(api: Api) -> None
         "/metrics",
     }
     create = paths["/v1/videos"]["post"]
-    assert set(create["responses"]) == {"200", "400", "401", "403", "408", "413", "415", "422", "429", "503"}
+    assert set(create["responses"]) == {
+        "200",
+        "400",
+        "401",
+        "403",
+        "408",
+        "413",
+        "415",
+        "421",
+        "422",
+        "429",
+        "503",
+    }
     assert set(create["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
     schemas = document["components"]["schemas"]
     assert "prompt" in schemas["CreateVideo"]["properties"]
