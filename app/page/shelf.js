@@ -41,7 +41,7 @@ export class Shelf {
 
   /** Forgets everything: somebody else may look next. */
   clear() {
-    clearTimeout(this.#timer);
+    this.#cancel();
     this.#changed = new Map();
     this.#videos = [];
     this.#more = false;
@@ -55,6 +55,7 @@ export class Shelf {
   }
 
   async refresh() {
+    this.#cancel();
     const shown = Math.max(PAGE, Math.min(100, this.#videos.length));
     await this.#ask("", shown, (data, changed) => {
       const ours = this.#videos.filter(changed);
@@ -87,12 +88,17 @@ export class Shelf {
     this.#render();
   }
 
+  #cancel() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+  }
+
   /** Asks again while something here is still being made. */
   #schedule() {
-    clearTimeout(this.#timer);
     const changing = (video) => !isFinished(video) && video.status !== "paused" && video.id !== this.#current;
     const others = this.#videos.some(changing);
-    if (others && !document.hidden) this.#timer = setTimeout(() => this.refresh(), POLL_MS);
+    if (!others || document.hidden) this.#cancel();
+    else this.#timer ||= setTimeout(() => this.refresh(), POLL_MS);
   }
 
   #render() {

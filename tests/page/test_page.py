@@ -317,6 +317,17 @@ def test_a_list_that_comes_after_the_video_of_the_address_is_shown_whole(service
     expect(page.locator(".card")).to_have_text([re.compile("yellow"), re.compile("red")])
 
 
+def test_other_cards_are_kept_current_while_a_video_is_being_made(service: Any, visitor: Any) -> None:
+    made = service.make("a red circle", 3600)  # its progress is told several times a second
+    other = service.make("a yellow circle", 5)
+    page = visitor.open(f"#{made}")
+    card = page.locator(".card").filter(has_text="yellow")
+    expect(card).to_contain_text("In line")
+    service.post(f"/v1/videos/{other}/cancel")
+    expect(card).to_contain_text("Cancelled", timeout=15_000)
+    assert service.get(f"/v1/videos/{made}")["status"] == "in_progress"
+
+
 def test_a_waiting_video_says_how_many_are_before_it_and_keeps_what_is_asked_of_it(
     service: Any, visitor: Any
 ) -> None:
