@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 
 import torch
 
+from worker.models.base import ModelLoadError
 from worker.training import export, latents, transformer, vae
 from worker.training.recipe import Recipe
+from worker.training.run import ConfigError
 
 STAGES = ("vae", "latents", "transformer", "decoder", "export", "evaluate")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one stage."""
+    """Runs one stage. Ends the process with code 2 and one line where the configuration or an input does not fit."""
     parser = argparse.ArgumentParser(prog="python -m worker.training", description=__doc__)
     parser.add_argument("stage", choices=["import", *STAGES])
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "cpu.toml")
@@ -35,12 +39,28 @@ def main(arguments: list[str] | None = None) -> None:
         "--plan", default="card", help="of `evaluate`, as `longtake evaluate --config` takes it"
     )
     options = parser.parse_args(arguments)
+    try:
+        _run(options)
+    except (ConfigError, ModelLoadError, FileNotFoundError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"longtake training: {_missing(error) if missing else error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _missing(error: FileNotFoundError) -> str:
+    return f"there is no {error.filename or error}; have the stages before this one been run with the same --out?"
+
+
+def _run(options: argparse.Namespace) -> None:
     recipe, out = Recipe.read(options.config), options.out
     device, folder = recipe.device(), options.model or out / "model"
     if recipe.machine.threads:
         torch.set_num_threads(recipe.machine.threads)
     match options.stage:
         case "import":
+            if not folder.is_dir():
+                raise ConfigError(f"--model: there is no folder {folder}")
             export.read(recipe.vae, recipe.text, recipe.transformer, folder=folder, checkpoints=out)
         case "vae":
             vae.train(recipe.vae, recipe.vae_training, out, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -120,6 +121,29 @@ def _encode_part(vae: stock.Autoencoder, config: LatentSet, *, kind: str, number
     return part | {"latents": latents.half().cpu(), "near": near.half().cpu()}
 
 
+def _origin(vae: stock.Autoencoder, config: LatentSet) -> Tensor:
+    """A digest of what every batch depends on: the encoder, and all settings but how many videos there are."""
+    digest = hashlib.sha256()
+    settings = {name: value for name, value in vars(config).items() if not name.endswith("_videos")}
+    digest.update(repr(sorted(settings.items())).encode())
+    for name, weight in sorted(vae.state_dict().items()):
+        if name.startswith(("decoder.", "post_quant_conv.")):
+            continue
+        digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def _is_of(path: Path, origin: Tensor) -> bool:
+    """Whether the batch at `path` is there and of this origin; one of another is told, and made again."""
+    part = run.load_checkpoint(path, torch.device("cpu"))
+    if part is None:
+        return False
+    if "origin" in part and torch.equal(part["origin"], origin):
+        return True
+    print(f"{path.name} is of another autoencoder or set: made again", flush=True)
+    return False
+
+
 def make(
     vae: stock.Autoencoder,
     config: LatentSet,
@@ -131,13 +155,14 @@ def make(
     `statistics` are the mean and std (z,) by which a network that goes on with this set was trained; by default those
     of the set itself.
     """
-    ranks = run.Ranks(vae.device)
+    ranks, origin = run.Ranks(vae.device), _origin(vae, config)
     counts = {kind: -(-videos // config.batch) for kind, (videos, _) in config.kinds().items() if videos}
     jobs = [(kind, number) for kind, count in counts.items() for number in range(count)]
     for done, (kind, number) in enumerate(jobs):
         path = out / "latents" / f"{kind}-{number:05}.pt"
-        if done % ranks.count == ranks.rank and not path.exists():
-            run.save_checkpoint(path, _encode_part(vae, config, kind=kind, number=number))
+        if done % ranks.count == ranks.rank and not _is_of(path, origin):
+            part = _encode_part(vae, config, kind=kind, number=number)
+            run.save_checkpoint(path, part | {"origin": origin})
             if done % 10 < ranks.count:
                 print(f"{kind}: batch {number}, job {done + 1} of {len(jobs)}", flush=True)
     ranks.wait()
@@ -145,7 +170,8 @@ def make(
     for kind, count in counts.items():
         paths = [out / "latents" / f"{kind}-{number:05}.pt" for number in range(count)]
         parts = [torch.load(path, weights_only=True) for path in paths]
-        merged |= {f"{kind}_{name}": torch.cat([part[name] for part in parts]) for name in parts[0]}
+        names = parts[0].keys() - {"origin"}
+        merged |= {f"{kind}_{name}": torch.cat([part[name] for part in parts]) for name in names}
         if kind != "start":
             merged[f"{kind}_latents"] = merged[f"{kind}_latents"][:, :, config.settle :].clone()
             merged[f"{kind}_near"] = merged[f"{kind}_near"][:, config.settle :].clone()

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import distributed
 
 Section = TypeVar("Section")
@@ -33,22 +34,32 @@ def section(kind: type[Section], table: dict[str, Any], where: str) -> Section:
     if unknown:
         raise ConfigError(f"[{where}] has unknown keys: {', '.join(sorted(unknown))}")
     try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in table.items()})
-    except TypeError as error:
-        raise ConfigError(f"[{where}]: {error}") from error
+        return TypeAdapter(kind).validate_python(table)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = "".join(f" {part}" for part in problem["loc"])
+        raise ConfigError(f"[{where}]{place}: {problem['msg']}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file."""
-    with path.open("rb") as file:
-        return tomllib.load(file)
+    """The tables of a TOML file. Raises `ConfigError`."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one."""
+    """`auto` is the GPU if there is one. Raises `ConfigError` for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"[machine] device {name} cannot be used on this machine") from error
+    return device
 
 
 class Ranks:

@@ -133,7 +133,7 @@ def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Gener
         elif kind == "single":
             active, clean, at_start = slots + context, 0, rng.random() < 0.6
         elif kind == "single_latents":
-            chunk, slots, clean = 1, slots * chunk, 1
+            chunk, slots = 1, slots * chunk
             active = slots
     length = clean + active * chunk
     batch = max(1, round(batch * full / length))

@@ -142,6 +142,33 @@ def test_latents_are_normalised_and_reproducible(recipe: Recipe, out: Path, tmp_
     assert torch.equal(data.start.latents, again.start.latents)
 
 
+def test_latents_of_another_autoencoder_or_seed_are_made_again_and_no_others(
+    recipe: Recipe, out: Path, tmp_path: Path
+) -> None:
+    few = replace(recipe.latents, long_videos=2, start_videos=2, turning_videos=0, batch=2)
+    autoencoder = vae.load(recipe.vae, out / "vae.pt", CPU)
+    part = tmp_path / "latents" / "start-00000.pt"
+
+    def made(config: latents.LatentSet) -> tuple[torch.Tensor, int]:
+        data = latents.load(latents.make(autoencoder, config, tmp_path), CPU)
+        return data.start.latents * data.std.view(1, -1, 1, 1, 1), part.stat().st_mtime_ns
+
+    first, written = made(few)
+    with torch.no_grad():
+        next(p for name, p in autoencoder.named_parameters() if name.startswith("decoder.")).mul_(1.1)
+    more, unchanged = made(replace(few, start_videos=4))
+    assert unchanged == written
+    assert len(more) == 4
+
+    seeded, written_again = made(replace(few, seed=few.seed + 1))
+    assert written_again > written
+    assert not torch.allclose(seeded, first)
+    made(few)
+    with torch.no_grad():
+        next(p for name, p in autoencoder.named_parameters() if name.startswith("encoder.")).mul_(1.1)
+    assert not torch.allclose(made(few)[0], first)
+
+
 def test_the_turns_of_encoded_videos_are_where_their_latents_change(recipe: Recipe, out: Path) -> None:
     autoencoder = vae.load(recipe.vae, out / "vae.pt", CPU)
     batch = scenes.sample_scenes([scenes.SceneAttributes("black", "red", "circle", "pulse")] * 2, RNG)
@@ -179,7 +206,7 @@ def test_exported_weights_can_be_trained_further_without_their_checkpoints(
     command.main(["transformer", *arguments])
     assert len((tmp_path / "transformer.jsonl").read_text().splitlines()) == 2
     with pytest.raises(run.ConfigError, match="exists already"):
-        command.main(["import", *arguments])
+        export.read(recipe.vae, recipe.text, recipe.transformer, folder=out / "model", checkpoints=tmp_path)
     other = replace(recipe.transformer, ffn_width=96)
     with pytest.raises(run.ConfigError, match="does not hold the models"):
         export.read(recipe.vae, recipe.text, other, folder=out / "model", checkpoints=tmp_path / "other")
@@ -290,3 +317,33 @@ def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
     path.write_text(CONFIG.read_text().replace("kl_weight", "kl_wait"))
     with pytest.raises(run.ConfigError, match="kl_wait"):
         Recipe.read(path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "told"),
+    [
+        ("transformer", ("", ""), "latents.pt"),
+        ("latents", ("", ""), "vae.pt"),
+        ("import", ("", ""), "no folder"),
+        ("vae", ("kl_weight", "kl_wait"), "kl_wait"),
+        ("vae", ("seed = 1", 'seed = "one"'), "seed"),
+        ("vae", ("[vae]", "[vae"), "wrong.toml"),
+        ("vae", ('device = "cpu"', 'device = "abacus"'), "abacus"),
+        ("vae", None, "wrong.toml"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, change: tuple[str, str] | None, told: str
+) -> None:
+    path = tmp_path / "wrong.toml"
+    if change is not None:
+        text = CONFIG.read_text()
+        assert change[0] in text
+        path.write_text(text.replace(*change, 1))
+    with pytest.raises(SystemExit) as ended:
+        command.main([stage, "--config", str(path), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("longtake training: ")
+    assert error.count("\n") == 1
+    assert told in error
