@@ -11,10 +11,11 @@ import numpy as np
 from worker.evaluation import oracle
 from worker.training import scenes
 
+SEVERAL = "several objects"
 SCENE_CLASSES = (
     "one object in place",
     "one object moving",
-    "several objects",
+    SEVERAL,
     "rich background",
     "fast motion",
 )
@@ -92,7 +93,8 @@ def turning(count: int, seed: int) -> list[Case]:
 def read(path: Path) -> list[Case]:
     """Prompts of a TOML file: `[[prompts]]` tables with `text` and `class`, one of SCENE_CLASSES.
 
-    A prompt in the words of the procedural scenes is judged by the oracle. Raises EvaluationError.
+    A prompt in the words of the procedural scenes is judged by the oracle, which knows scenes of one object. Raises
+    EvaluationError.
     """
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))["prompts"]
@@ -107,6 +109,6 @@ def read(path: Path) -> list[Case]:
     if not given:
         raise EvaluationError(f"{path}: no prompts")
     return [
-        Case(text, scene_class, oracle.parse_prompt(text) if scene_class.startswith("one object") else None)
+        Case(text, scene_class, None if scene_class == SEVERAL else oracle.parse_prompt(text))
         for text, scene_class in given
     ]

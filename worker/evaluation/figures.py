@@ -1,24 +1,23 @@
-"""From the figures of single videos to those of methods: means with bootstrap intervals, differences, claims."""
+"""From the figures of single videos to those of methods: means with their intervals, differences, claims."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from worker.evaluation import frechet
-from worker.evaluation.methods import REFERENCE
+from worker.evaluation.methods import RECONSTRUCTED, REFERENCE
 
-RESAMPLES = 1000
-FRECHET_RESAMPLES = 200
-"""Fewer, because each one is a matrix root."""
-INTERVAL = (2.5, 97.5)
-"""Percentiles of a bootstrap interval."""
+LEAST_PROMPTS = 6
+"""Prompts from which on there is an interval. Of fewer, noise alone gives differences of one sign more often than one
+time in twenty."""
+CONFIDENCE = 0.95
 
 WHOLE = 0.95
 """Share of frames that must show the object for it not to count as lost."""
@@ -31,7 +30,6 @@ DECAYED = 0.1
 """Rise of the color error from first to last segment from which a video decays, RGB 0..1."""
 
 Video = Mapping[str, Any]
-Draws = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -156,10 +154,42 @@ CLAIMS = (
     Claim("Training with shifted levels helps", ("no-level-shift",), ("follows", "frechet", "color_error")),
 )
 OURS = "progressive"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The least difference that counts in a claim, and its unit."""
+
+    least: float
+    unit: str = ""
+
+
+SIZES = {
+    "follows": Size(0.05, "of segments"),
+    "follows_last": Size(0.05, "of videos"),
+    "follows_change": Size(0.05, "of videos"),
+    "diverged": Size(0.05, "of videos"),
+    "ending": Size(0.05, "of videos"),
+    "jumps": Size(0.001, "of steps"),
+    "jitter": Size(0.003, "widths"),
+    "color_error": Size(0.02, "RGB"),
+    "color_error_change": Size(0.02, "RGB"),
+    "ending_color_error": Size(0.02, "RGB"),
+    "seam_power": Size(0.01, "of the variance"),
+    "frechet": Size(0.05),
+}
+"""One video or segment in twenty, a jump in 42 s at 24 frames a second, a change of the step as true scenes have it, a
+fiftieth of the range of colors, a hundredth of the frame difference."""
+_SHARES = {
+    *("follows", "background", "color", "shape", "motion", "present", "jumps", "follows_last", "identity"),
+    *("ending", "diverged", "jittered", "ended_badly", "decayed", "lost", "flickering", "seam_power"),
+}
+_CHANGES = {"follows_change", "color_error_change"}
 _LOSS = {
     "seen": "a loss is seen",
     "the opposite is seen": "a gain is seen",
     "no difference seen": "no loss seen",
+    "no difference that counts": "no loss that counts",
 }
 
 
@@ -167,39 +197,57 @@ def _trained(row: str) -> str:
     return f"{row} (trained)"
 
 
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    low, high = np.percentile(values, INTERVAL)
-    return {"low": round(float(low), 6), "high": round(float(high), 6)}
+@lru_cache
+def _students_t(freedom: int) -> float:
+    """How many standard errors an interval reaches to either side; `freedom` is at least LEAST_PROMPTS - 1."""
+    places = np.linspace(0, 3, 30_001)
+    scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    density = np.exp(scale - (freedom + 1) / 2 * np.log1p(places**2 / freedom))
+    area = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2) * (places[1] - places[0])])
+    return float(np.interp(CONFIDENCE / 2, area, places))
 
 
-def _draws(count: int, resamples: int, seed: int) -> Draws:
-    return np.random.default_rng(seed).integers(0, count, (resamples, count))
+def _span(name: str) -> tuple[float, float]:
+    """What a figure can be."""
+    return (-math.inf if name in _CHANGES else 0, 1 if name in _SHARES else math.inf)
 
 
-def _mean_of(values: NDArray[np.floating[Any]], seed: int) -> dict[str, Any]:
-    """Mean over prompts with its interval; None for the interval of a single prompt."""
-    mean = {"mean": round(float(values.mean()), 6), "prompts": len(values)}
-    if len(values) < 2:
-        return {**mean, "low": None, "high": None}
-    return {**mean, **_interval(values[_draws(len(values), RESAMPLES, seed)].mean(1).tolist())}
+def _estimate(
+    value: float, error: float | None, prompts: int, span: tuple[float, float] = (-math.inf, math.inf)
+) -> dict[str, Any]:
+    """A value and its interval: so many standard errors to either side, as far as such values go."""
+    found: dict[str, Any] = {"mean": round(value, 6), "prompts": prompts, "low": None, "high": None}
+    if error is None or prompts < LEAST_PROMPTS:
+        return found
+    reach = _students_t(prompts - 1) * error
+    low, high = max(value - reach, span[0]), min(value + reach, span[1])
+    return found | {"low": round(low, 6), "high": round(high, 6)}
+
+
+def _mean_of(values: Sequence[float], span: tuple[float, float] = (-math.inf, math.inf)) -> dict[str, Any]:
+    """Mean over prompts with Student's interval, which is None for few prompts."""
+    count = len(values)
+    error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else None
+    return _estimate(float(np.mean(values)), error, count, span)
 
 
 def _frechet(
-    measure: Callable[[Sequence[int]], float | None], numbers: Sequence[int], seed: int
+    measure: Callable[[Sequence[int]], float | None],
+    numbers: Sequence[int],
+    span: tuple[float, float] = (-math.inf, math.inf),
 ) -> dict[str, Any] | None:
-    """A figure of whole sets of videos, with its interval over prompts."""
-    whole = measure(numbers)
-    if whole is None:
+    """The same of a figure of all prompts together; its standard error is the jackknife's, which leaves one prompt out
+    at a time, and which of a mean is the ordinary one."""
+    value, count = measure(numbers), len(numbers)
+    if value is None:
         return None
-    result: dict[str, Any] = {"mean": round(whole, 6), "prompts": len(numbers), "low": None, "high": None}
-    if len(numbers) > 1:
-        drawn = _draws(len(numbers), FRECHET_RESAMPLES, seed)
-        found = [measure([numbers[place] for place in draw]) for draw in drawn]
-        result |= _interval([value for value in found if value is not None])
-    return result
+    without = [measure([n for n in numbers if n != one]) for one in numbers] if count > 1 else []
+    found = [one for one in without if one is not None]
+    error = None if len(found) < max(count, 2) else math.sqrt((count - 1) * float(np.var(found)))
+    return _estimate(value, error, count, span)
 
 
-def _set_summary(videos: Sequence[Video], seed: int) -> dict[str, Any]:
+def _set_summary(videos: Sequence[Video]) -> dict[str, Any]:
     """Rows of one length: figures, differences to the progressive sampler, and scene classes."""
     by_row: dict[str, dict[int, Video]] = defaultdict(dict)
     for video in videos:
@@ -223,9 +271,9 @@ def _set_summary(videos: Sequence[Video], seed: int) -> dict[str, Any]:
         for name in FIGURES:
             values = [figure[name] for figure in found.values() if name in figure]
             if values:
-                figures[name] = _mean_of(np.array(values, dtype=np.float64), seed)
+                figures[name] = _mean_of(values, _span(name))
         both = sorted(found.keys() & reference.keys())
-        if both and (distance := _frechet(partial(apart, row), both, seed)):
+        if both and (distance := _frechet(partial(apart, row), both, _span("frechet"))):
             figures["frechet"] = distance
         rows[row] = {
             "figures": figures,
@@ -245,36 +293,48 @@ def _set_summary(videos: Sequence[Video], seed: int) -> dict[str, Any]:
                 if name in flat[ours][n] and name in flat[row][n]
             ]
             if pairs:
-                differences["figures"][name] = _mean_of(np.array(pairs, dtype=np.float64), seed)
+                differences["figures"][name] = _mean_of(pairs)
         both = [n for n in shared if n in reference]
-
-        if both and (distance := _frechet(partial(gap, ours, row), both, seed)):
+        if both and (distance := _frechet(partial(gap, ours, row), both)):
             differences["figures"]["frechet"] = distance
         entry["differences"] = differences
     return {"rows": rows, "claims": _claims(rows), "holds": _holds(rows)}
 
 
 def _classes(videos: Mapping[int, Video], flat: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Per scene class how often the object disappears, jitters, or changes what it is."""
+    """Per scene class how often the object disappears, jitters, or changes what it is, where the oracle could judge."""
     classes: dict[str, Any] = {}
     for name in sorted({video["class"] for video in videos.values()}):
         members = [flat[n] for n, video in videos.items() if video["class"] == name]
-        classes[name] = {"videos": len(members)} | {
-            figure: round(float(np.mean([m[figure] for m in members])), 6)
-            for figure in ("lost", "jittered", "identity", "follows", "flickering")
-            if all(figure in m for m in members)
+        judged = [m for m in members if "follows" in m]
+        classes[name] = {"videos": len(members), "judged": len(judged)} | {
+            figure: round(float(np.mean([m[figure] for m in judged])), 6)
+            for figure in ("lost", "jittered", "identity", "follows")
+            if judged and figure in judged[0]
         }
     return classes
 
 
-def verdict(difference: Mapping[str, Any], better: int) -> str:
-    """What a difference, ours less theirs, says about ours being better."""
+def verdict(difference: Mapping[str, Any], better: int, least: float) -> str:
+    """What a difference, ours less theirs, says about ours being better, where less than `least` does not count."""
     if difference["low"] is None:
-        return "one prompt only"
+        return "too few videos to tell"
     low, high = sorted((difference["low"] * better, difference["high"] * better))
     if low > 0:
         return "seen"
-    return "the opposite is seen" if high < 0 else "no difference seen"
+    if high < 0:
+        return "the opposite is seen"
+    # Videos that all agree have no spread to tell from how far others would.
+    return "no difference that counts" if -least < low < high < least else "no difference seen"
+
+
+def _least(rows: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The least difference that counts in a figure, and whether that is what the autoencoder alone does to it."""
+    least = SIZES[name].least
+    reconstructed = rows.get(RECONSTRUCTED, {}).get("figures", {}).get(name)
+    if FIGURES[name].better < 0 and reconstructed is not None and reconstructed["mean"] > least:
+        return {"least": reconstructed["mean"], "autoencoder": True}
+    return {"least": least, "autoencoder": False}
 
 
 def _claims(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -286,14 +346,15 @@ def _claims(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
             differences = rows[row]["differences"]
             for figure in claim.figures:
                 if differences and figure in differences["figures"]:
-                    difference = differences["figures"][figure]
+                    difference, least = differences["figures"][figure], _least(rows, figure)
                     found.append(
                         {
                             "claim": claim.words,
                             "against": row,
                             "figure": figure,
                             **difference,
-                            "verdict": verdict(difference, FIGURES[figure].better),
+                            **least,
+                            "verdict": verdict(difference, FIGURES[figure].better, least["least"]),
                         }
                     )
         if len(found) == before:
@@ -307,21 +368,22 @@ def _holds(rows: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for name in ("follows_change", "color_error_change"):
         if name in figures:
-            seen = verdict(figures[name], -FIGURES[name].better)
-            found.append({"figure": name, **figures[name], "verdict": _LOSS.get(seen, seen)})
+            least = _least(rows, name)
+            seen = verdict(figures[name], -FIGURES[name].better, least["least"])
+            found.append({"figure": name, **figures[name], **least, "verdict": _LOSS.get(seen, seen)})
     return found
 
 
-def summarise(videos: Sequence[Video], *, seed: int) -> dict[str, Any]:
+def summarise(videos: Sequence[Video]) -> dict[str, Any]:
     """What a report says of videos whose prompt does not change, from their figures; sets by length in seconds."""
     by_seconds: dict[float, list[Video]] = defaultdict(list)
     for video in videos:
         if "turn" not in video:
             by_seconds[video["seconds"]].append(video)
-    return {f"{seconds:g}": _set_summary(found, seed) for seconds, found in sorted(by_seconds.items())}
+    return {f"{seconds:g}": _set_summary(found) for seconds, found in sorted(by_seconds.items())}
 
 
-def turns(videos: Sequence[Video], *, seed: int) -> dict[str, Any]:
+def turns(videos: Sequence[Video]) -> dict[str, Any]:
     """How videos follow a prompt that changes half-way, by the attribute that changed, and all of them.
 
     `before` and `after`: all as asked before the change and after it; `changed`: the new attribute is there after it.
@@ -339,7 +401,5 @@ def turns(videos: Sequence[Video], *, seed: int) -> dict[str, Any]:
             "changed": [after[turn["changed"]] for _, after, turn in verdicts],
             "after": [after["follows"] for _, after, _ in verdicts],
         }
-        found[name] = {
-            figure: _mean_of(np.array(share, dtype=np.float64), seed) for figure, share in shares.items()
-        }
+        found[name] = {figure: _mean_of(share, (0, 1)) for figure, share in shares.items()}
     return found

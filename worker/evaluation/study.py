@@ -587,8 +587,8 @@ def _results(bench: Bench, plan: Plan, planned: list[Job], variants: Mapping[str
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "diffusers", "numpy", "opencv-python-headless")},
         },
-        "summary": figures.summarise(videos, seed=plan.seed),
-        "turns": figures.turns(videos, seed=plan.seed),
+        "summary": figures.summarise(videos),
+        "turns": figures.turns(videos),
         "videos": videos,
     }
 

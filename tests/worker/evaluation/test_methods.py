@@ -140,11 +140,14 @@ def test_prompts_of_a_file_are_judged_where_they_can_be(tmp_path: Path) -> None:
     path = tmp_path / "prompts.toml"
     path.write_text(
         '[[prompts]]\ntext = "a red ball bouncing on a black background"\nclass = "one object moving"\n'
-        '[[prompts]]\ntext = "a red ball bouncing past a green cube"\nclass = "several objects"\n'
+        '[[prompts]]\ntext = "a red ball bouncing on a black background"\nclass = "fast motion"\n'
+        '[[prompts]]\ntext = "a red ball bouncing past a green box on a black background"\nclass = "several objects"\n'
+        '[[prompts]]\ntext = "a cat in the rain"\nclass = "rich background"\n'
     )
-    one, two = cases.read(path)
-    assert one.attributes == scenes.SceneAttributes("black", "red", "circle", "bounce")
-    assert two.attributes is None
+    one, fast, several, rich = cases.read(path)
+    assert one.attributes == fast.attributes == scenes.SceneAttributes("black", "red", "circle", "bounce")
+    assert several.attributes is None  # would be taken for its first object alone
+    assert rich.attributes is None
 
 
 @pytest.mark.parametrize(

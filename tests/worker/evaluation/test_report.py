@@ -28,7 +28,7 @@ def test_the_report_of_the_repository_is_that_of_its_results() -> None:
 
 def test_the_summary_of_the_repository_is_that_of_its_videos() -> None:
     results = report.read(DOCS / "results" / "results.json")
-    again = figures.summarise(results["videos"], seed=results["plan"]["seed"])
+    again = figures.summarise(results["videos"])
     assert json.loads(json.dumps(again)) == results["summary"]
 
 

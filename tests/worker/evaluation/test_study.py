@@ -47,7 +47,7 @@ def test_every_method_is_made_and_measured(smoke: Any) -> None:
 
 
 def test_the_summary_is_that_of_the_videos(smoke: Any) -> None:
-    assert smoke["summary"] == json.loads(json.dumps(figures.summarise(smoke["videos"], seed=0)))
+    assert smoke["summary"] == json.loads(json.dumps(figures.summarise(smoke["videos"])))
     assert set(smoke["summary"]["2"]["rows"]) == {v["row"] for v in smoke["videos"]} - {REFERENCE}
 
 
@@ -197,7 +197,7 @@ def test_a_true_scene_that_turns_with_its_prompt_is_seen_to_and_one_that_does_no
         video = measurement.finish()
         assert video["segments"][1]["oracle"] is None  # neither the one nor the other
         verdicts.append(video | {"turn": {"changed": case.turn.changed}})  # type: ignore[union-attr]
-    found = figures.turns(verdicts, seed=0)
+    found = figures.turns(verdicts)
     assert list(found) == [*sorted(cases.CHANGING), "any"]
     assert [found["any"][name]["mean"] for name in ("before", "changed", "after")] == [1, obeyed, obeyed]
 
