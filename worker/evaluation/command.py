@@ -41,7 +41,7 @@ def evaluate(
     """
     plan = study.Plan.read(config)
     if methods:
-        plan = plan.only(tuple(methods.split(",")))
+        plan = plan.only(tuple(name.strip() for name in methods.split(",")))
     study.run(
         plan,
         model=model,

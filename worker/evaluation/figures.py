@@ -184,7 +184,7 @@ _SHARES = {
     *("follows", "background", "color", "shape", "motion", "present", "jumps", "follows_last", "identity"),
     *("ending", "diverged", "jittered", "ended_badly", "decayed", "lost", "flickering", "seam_power"),
 }
-_CHANGES = {"follows_change", "color_error_change"}
+_CHANGES = {"follows_change": (-1, 1), "color_error_change": (-math.inf, math.inf)}
 _LOSS = {
     "seen": "a loss is seen",
     "the opposite is seen": "a gain is seen",
@@ -207,9 +207,10 @@ def _students_t(freedom: int) -> float:
     return float(np.interp(CONFIDENCE / 2, area, places))
 
 
-def _span(name: str) -> tuple[float, float]:
-    """What a figure can be."""
-    return (-math.inf if name in _CHANGES else 0, 1 if name in _SHARES else math.inf)
+def _span(name: str, *, difference: bool = False) -> tuple[float, float]:
+    """Between which values a figure lies, or the difference of two."""
+    least, most = _CHANGES.get(name, (0, 1 if name in _SHARES else math.inf))
+    return (least - most, most - least) if difference else (least, most)
 
 
 def _estimate(
@@ -293,7 +294,7 @@ def _set_summary(videos: Sequence[Video]) -> dict[str, Any]:
                 if name in flat[ours][n] and name in flat[row][n]
             ]
             if pairs:
-                differences["figures"][name] = _mean_of(pairs)
+                differences["figures"][name] = _mean_of(pairs, _span(name, difference=True))
         both = [n for n in shared if n in reference]
         if both and (distance := _frechet(partial(gap, ours, row), both)):
             differences["figures"]["frechet"] = distance
@@ -380,7 +381,11 @@ def summarise(videos: Sequence[Video]) -> dict[str, Any]:
     for video in videos:
         if "turn" not in video:
             by_seconds[video["seconds"]].append(video)
-    return {f"{seconds:g}": _set_summary(found) for seconds, found in sorted(by_seconds.items())}
+    return {
+        f"{seconds:g}": _set_summary(found)
+        for seconds, found in sorted(by_seconds.items())
+        if any(video["row"] != REFERENCE for video in found)
+    }
 
 
 def turns(videos: Sequence[Video]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,12 +20,14 @@ from torch import Tensor
 
 from worker.evaluation import oracle
 from worker.evaluation.cases import Case, EvaluationError
-from worker.models.base import SamplerConfig, VideoFrames, VideoModel
-from worker.models.registry import describe
+from worker.models.base import Geometry, SamplerConfig, VideoFrames, VideoModel
+from worker.models.registry import BUILTIN_FOLDER, describe
 from worker.sampler import progressive, replacement
 from worker.sampler.noise import chunk_noise
 from worker.sampler.window import Chunk, Emitted, PromptTimeline, WindowState
 from worker.training import scenes, stock
+from worker.training.recipe import Recipe
+from worker.training.windows import TURNING_AT_ONE_LEVEL, WindowMixture
 
 RENDERED = "rendered"
 """The true scenes themselves: what every figure says of a perfect video."""
@@ -32,6 +35,9 @@ RECONSTRUCTED = "reconstructed"
 """The true scenes through the model's autoencoder: the best that any sampler can be."""
 REFERENCE = "reference"
 """The same with other random numbers, which the Frechet distance compares against."""
+
+RECIPE = Path(__file__).parents[1] / "training/configs/cpu-clockwise.toml"
+"""The last part of the recipe of the built-in model."""
 
 _REFERENCE_SEED = 500_000
 _RENDERED_AT_ONCE = 48
@@ -105,6 +111,10 @@ class Method:
     """What of the paper's method is taken away; empty for a method in its own right."""
     own_weights: bool = False
     """Whether it exists only as weights trained for it."""
+    trained: Callable[[WindowMixture], float] = lambda mixture: 0.0
+    """Probability of training windows with the context and the noise levels of its full windows."""
+    untrained: str = ""
+    """What of it no training window is like, beside its full windows."""
 
 
 def unchunked(config: SamplerConfig) -> SamplerConfig:
@@ -259,6 +269,39 @@ def _stock(lag: int) -> Sample:
     return sample
 
 
+def _ladder(mixture: WindowMixture) -> float:
+    return mixture.steady + (1 - TURNING_AT_ONE_LEVEL) * mixture.turning
+
+
+def _chunked(mixture: WindowMixture) -> float:
+    return (1 - mixture.graded) * _ladder(mixture)
+
+
+def _graded(mixture: WindowMixture) -> float:
+    return mixture.graded * _ladder(mixture)
+
+
+def _at_one_level(mixture: WindowMixture) -> float:
+    return mixture.context + TURNING_AT_ONE_LEVEL * mixture.turning
+
+
+def _without_context(mixture: WindowMixture) -> float:
+    return (1 - mixture.graded) * mixture.growing / mixture.chunks_in_flight
+
+
+def training_shares(spec: str) -> dict[str, float] | None:
+    """By method, the share of a model's training windows that were like its full ones; None where nobody knows."""
+    if Path(describe(spec).source) != BUILTIN_FOLDER:
+        return None
+    mixture = Recipe.read(RECIPE).windows
+    total = sum(mixture.kinds().values())
+    return {
+        name: round(method.trained(mixture) / total, 4)
+        for name, method in METHODS.items()
+        if method.sample is not None and not method.own_weights
+    }
+
+
 def _every(latents: Callable[[SamplerConfig], int]) -> Callable[[SamplerConfig], tuple[int, int]]:
     return lambda config: (latents(config), latents(config))
 
@@ -283,25 +326,32 @@ METHODS: dict[str, Method] = {
             _chunk,
         ),
         Method(
-            "progressive", "the sampler of longtake (PA-VDM)", _progressive(lambda config: config), _chunk
+            "progressive",
+            "the sampler of longtake (PA-VDM)",
+            _progressive(lambda config: config),
+            _chunk,
+            trained=_chunked,
         ),
         Method(
             "replacement-with-noise",
             "window after window; the kept frames are re-noised to the level of the rest",
             _replacement(True),
             _windows,
+            trained=lambda mixture: mixture.single,
         ),
         Method(
             "replacement-without-noise",
             "window after window; the kept frames stay clean",
             _replacement(False),
             _windows,
+            trained=_at_one_level,
         ),
         Method(
             "stock-sync",
             "diffusers' SkyReelsV2DiffusionForcingPipeline, all latents of a window at one level, UniPC",
             _stock(0),
             _stock_windows,
+            trained=_at_one_level,
         ),
         Method(
             "stock-async",
@@ -321,6 +371,7 @@ METHODS: dict[str, Method] = {
             _progressive(unchunked),
             _single,
             ablation="chunked frames",
+            trained=lambda mixture: mixture.single_latents,
         ),
         Method(
             "graded",
@@ -328,6 +379,7 @@ METHODS: dict[str, Method] = {
             _progressive(lambda config: replace(config, graded=True)),
             _chunk,
             ablation="one level for each chunk",
+            trained=_graded,
         ),
         Method(
             "no-overlap",
@@ -335,6 +387,8 @@ METHODS: dict[str, Method] = {
             _progressive(lambda config: replace(config, context_chunks=0)),
             _chunk,
             ablation="overlapped conditioning",
+            trained=_without_context,
+            untrained="its windows after the beginning of a video",
         ),
         Method(
             "padded-ends",
@@ -342,6 +396,8 @@ METHODS: dict[str, Method] = {
             _progressive(lambda config: replace(config, constant_shape=True)),
             _chunk,
             ablation="variable length",
+            trained=_chunked,
+            untrained="its first and last windows",
         ),
         Method(
             "abrupt-ends",
@@ -349,6 +405,8 @@ METHODS: dict[str, Method] = {
             _abrupt,
             _chunk,
             ablation="variable length",
+            trained=_chunked,
+            untrained="its first and last windows",
         ),
         Method(
             "no-variable-length",
@@ -377,10 +435,16 @@ def prepare(method: str, model: CountedModel) -> None:
         _stock_pipeline(model.spec, model.device)
 
 
+def has_true_scenes(geometry: Geometry) -> bool:
+    """Whether the procedural scenes can be rendered at a model's size and rate."""
+    width, height = geometry.default_size
+    return width == height and geometry.fps == scenes.FPS
+
+
 def render(model: VideoModel, wanted: Wanted, frames: int, take: Callable[[VideoFrames], None]) -> None:
     """The true scene of a case, piece by piece, at the model's size. Raises EvaluationError where there is none."""
-    (width, height), fps = model.geometry.default_size, model.geometry.fps
-    if wanted.case.attributes is None or width != height or fps != scenes.FPS:
+    width, height = model.geometry.default_size
+    if wanted.case.attributes is None or not has_true_scenes(model.geometry):
         raise EvaluationError(f"no true scene can be rendered for {wanted.case.prompt!r} at {width}x{height}")
     rng = np.random.default_rng(wanted.seed)
     scene = scenes.opening(scenes.sample_scenes([wanted.case.attributes], rng))

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from worker.evaluation import study
+from worker.evaluation import figures, study
 from worker.evaluation.cases import SCENE_CLASSES, EvaluationError
-from worker.evaluation.figures import FIGURES, OURS
+from worker.evaluation.figures import CONFIDENCE, FIGURES, LEAST_PROMPTS, OURS, SIZES
 from worker.evaluation.methods import METHODS, RECONSTRUCTED, REFERENCE, RENDERED
 
 Results = Mapping[str, Any]
@@ -115,21 +115,33 @@ _COMPARED = (
     "seam_power",
     "frechet",
     "ending_color_error",
-    "cpu_seconds",
+    "latent_forwards",
 )
 _PICTURES = {
     "sheet-{}s.jpg": "Stills of the first prompt",
     "figures-{}s.png": "Figures and their intervals",
     "over-time-{}s.png": "Figures over time",
 }
+_HOLDS: dict[str, type] = {
+    **dict.fromkeys(
+        ("model", "variants", "sampler", "geometry", "plan", "machine", "summary", "turns"), dict
+    ),
+    "missing": int,
+    "videos": list,
+}
+"""What the JSON of an evaluation has."""
+_BLIND = "cannot be judged"
 _TURNING = "turning.jpg"
 _TRUE = {"color": "0.6", "lw": 3}
 _NO_OVERLAP = "no-overlap"
+_HOLDING = "Quality holds"
+_FEW = 0.2
+"""Share of training windows under which they are few."""
 _LABEL_PIXELS = 190
 
 
 def read(path: Path) -> Results:
-    """Results that `longtake evaluate` wrote. Raises EvaluationError."""
+    """Results that `longtake evaluate` wrote, their summary made again from their videos. Raises EvaluationError."""
     try:
         results: Results = json.loads(path.read_text(encoding="utf-8"))
         schema = results["schema"]
@@ -137,7 +149,13 @@ def read(path: Path) -> Results:
         raise EvaluationError(f"{path} holds no results of an evaluation: {error}") from error
     if schema != study.SCHEMA:
         raise EvaluationError(f"{path} has schema {schema}, this version reads {study.SCHEMA}")
-    return results
+    if lacking := [name for name, kind in _HOLDS.items() if not isinstance(results.get(name), kind)]:
+        raise EvaluationError(f"{path} holds no results of an evaluation: no {', '.join(lacking)}")
+    try:
+        videos = results["videos"]
+        return {**results, "summary": figures.summarise(videos), "turns": figures.turns(videos)}
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise EvaluationError(f"{path} has a video whose figures cannot be read: {error!r}") from error
 
 
 def write(path: Path, markdown: Path) -> None:
@@ -200,51 +218,120 @@ def _figures_table(found: Mapping[str, Any], names: Sequence[str]) -> str:
     )
 
 
-def _claims(results: Results) -> str:
-    """Every claim of the paper on a line: in which figures it is seen, and in which not."""
-    rows = []
-    for seconds, found in results["summary"].items():
-        verdicts: dict[tuple[str, str], dict[str, list[str]]] = {}
-        for claim in found["claims"]:
+def _difference(found: Mapping[str, Any]) -> str:
+    """A difference with its interval and unit, and what it says; a change that is too small to count says so."""
+    figure, size = FIGURES[found["figure"]], SIZES[found["figure"]]
+    verdict = f"**{found['verdict']}**"
+    if _outcome(found) == "small" and "seen" in found["verdict"]:
+        least = f"{number(found['least'], figure.digits)}{' ' + size.unit if size.unit else ''}"
+        verdict += (
+            f", but smaller than what the autoencoder does ({least})"
+            if found["autoencoder"]
+            else f", but smaller than what counts ({least})"
+        )
+    better = "more" if figure.better > 0 else "less"
+    measured = f"{cell(found, figure.digits)}{' ' + size.unit if size.unit else ''}"
+    return f"{figure.name} ({better} is better): {measured}: {verdict}"
+
+
+def _outcome(found: Mapping[str, Any]) -> str:
+    """`better`, `worse`, `small` (the difference is none that counts) or `open`."""
+    verdict = found["verdict"]
+    if verdict in ("no difference that counts", "no loss that counts"):
+        return "small"
+    outcome = {
+        "seen": "better",
+        "the opposite is seen": "worse",
+        "a loss is seen": "worse",
+        "a gain is seen": "better",
+    }.get(verdict, "open")
+    return "small" if outcome != "open" and abs(found["mean"]) < found["least"] else outcome
+
+
+Comparison = tuple[str, str, str]
+"""What the paper says, against what, at which length in seconds."""
+
+
+def _comparisons(results: Results) -> dict[Comparison, list[Mapping[str, Any]]]:
+    """The differences of every comparison that was made."""
+    found: dict[Comparison, list[Mapping[str, Any]]] = {}
+    for seconds, measured in results["summary"].items():
+        for claim in measured["claims"]:
             if claim["against"] is not None:
-                by_verdict = verdicts.setdefault((claim["claim"], claim["against"]), {})
-                by_verdict.setdefault(claim["verdict"], []).append(FIGURES[claim["figure"]].name)
-        for (words, against), by_verdict in verdicts.items():
-            seen = "; ".join(f"**{verdict}** in {', '.join(names)}" for verdict, names in by_verdict.items())
-            rows.append([words, f"{seconds} s", against, seen])
-        for holds in found["holds"]:
-            figure = FIGURES[holds["figure"]]
-            seen = f"**{holds['verdict']}** in {figure.name}: {cell(holds, figure.digits)}"
-            rows.append(["Quality holds", f"{seconds} s", "its own start", seen])
+                found.setdefault((claim["claim"], claim["against"], seconds), []).append(claim)
+        for change in measured["holds"]:
+            found.setdefault((_HOLDING, "its own start", seconds), []).append(change)
+    return found
+
+
+def _claims(results: Results) -> str:
+    """Every claim of the paper on a line, with the differences behind it; empty where none was measured."""
+    rows = [
+        [words, f"{seconds} s", against, "<br>".join(_difference(one) for one in differences)]
+        for (words, against, seconds), differences in _comparisons(results).items()
+    ]
+    for seconds, found in results["summary"].items():
         if cost := _overlap_cost(found["rows"]):
             rows.append(["Overlapped conditioning costs little", f"{seconds} s", _NO_OVERLAP, cost])
-    return _table(["the paper", "length", "progressive against", "what we saw"], rows)
+    return (
+        _table(["the paper", "length", "progressive against", "progressive less other"], rows) if rows else ""
+    )
 
 
 def _overlap_cost(rows: Mapping[str, Any]) -> str:
     """What the clean context adds to a video's cost; empty where it was not measured."""
     if OURS not in rows or _NO_OVERLAP not in rows:
         return ""
-    parts = []
-    for name in ("latent_forwards", "cpu_seconds"):
+
+    def added(name: str) -> str:
         ours, without = (rows[row]["figures"][name]["mean"] for row in (OURS, _NO_OVERLAP))
-        parts.append(f"{ours / without - 1:+.1%} {FIGURES[name].name}")
-    return ", ".join(parts)
+        return f"{ours / without - 1:+.1%} {FIGURES[name].name}"
+
+    return f"{added('forwards')}, {added('latent_forwards')} (counted); {added('cpu_seconds')} (not measured together)"
 
 
-def _differences(found: Mapping[str, Any]) -> str:
-    """The numbers behind the claims of a set."""
-    rows = []
-    for claim in found["claims"]:
-        if claim["against"] is not None:
-            figure = FIGURES[claim["figure"]]
-            better = "more" if figure.better > 0 else "less"
-            against, measured = claim["against"], cell(claim, figure.digits)
-            rows.append(
-                [claim["claim"], against, f"{figure.name} ({better} is better)", measured, claim["verdict"]]
-            )
+def _in_words(results: Results) -> str:
+    """What reproduces, what does not, and what cannot be told, from the verdicts."""
+    reproduces: dict[str, list[str]] = {}
+    does_not: dict[str, list[str]] = {}
+    untold: dict[str, list[str]] = {}
+    for (words, against, seconds), differences in _comparisons(results).items():
+        names: dict[str, list[str]] = {}
+        for one in differences:
+            names.setdefault(_outcome(one), []).append(FIGURES[one["figure"]].name)
+        where, holding = f"{against} ({seconds} s)", words == _HOLDING
+        for outcome, place, said in (
+            ("better", reproduces, ""),
+            ("worse", does_not, "a loss in " if holding else "the opposite in "),
+            ("small", reproduces if holding else does_not, "no difference that counts in "),
+        ):
+            if outcome in names:
+                found = f"{said}{', '.join(names[outcome])} against {where}"
+                place.setdefault(words, []).append(found)
+        if names.keys() == {"open"}:
+            untold.setdefault(words, []).append(f"against {where}")
+    for words in _unmeasured(results):
+        untold.setdefault(words, []).append("no videos of it")
+    lists = {
+        "What reproduces here": reproduces,
+        "What does not": does_not,
+        "What cannot be told here": untold,
+    }
+    lines = []
+    for title, entries in lists.items():
+        places = [f"{words}: {', '.join(where)}" for words, where in entries.items()]
+        lines.append(f"- {title}: {'; '.join(places) if places else 'nothing'}.")
+    return "\n".join(lines)
+
+
+def _by_chance(results: Results) -> str:
+    """How many verdicts chance alone would give."""
+    told = [one for found in _comparisons(results).values() for one in found if one["low"] is not None]
+    if not told:
+        return ""
     return (
-        _table(["the paper", "against", "figure", "progressive less other", "so it is"], rows) if rows else ""
+        f"There are {len(told)} differences with an interval: of so many, about "
+        f"{max(1, round((1 - CONFIDENCE) * len(told)))} would be seen by chance where there is none."
     )
 
 
@@ -257,9 +344,20 @@ def _unmeasured(results: Results) -> list[str]:
     return [claim for claim, is_open in open_claims.items() if is_open]
 
 
+def _training(name: str, shares: Mapping[str, float] | None) -> str:
+    """How many of the model's training windows were like those of a method."""
+    if shares is None or name not in shares:
+        return ""
+    share, untrained = shares[name], METHODS[name].untrained
+    many = "no" if not share else "few" if share < _FEW else "many"
+    percent = f" ({100 * share:.2g} %)" if share else ""
+    return f"; {many} training windows like its full ones{percent}{f', none like {untrained}' if untrained else ''}"
+
+
 def _methods(results: Results) -> str:
     rows = {row for found in results["summary"].values() for row in found["rows"]}
     served = "graded" if results["model"].get("sampler", {}).get("graded") else OURS
+    shares = results["model"].get("training_shares")
     lines = []
     for name, method in METHODS.items():
         for row in sorted(row for row in rows if row.removesuffix(" (trained)") == name):
@@ -267,14 +365,19 @@ def _methods(results: Results) -> str:
                 on = "no weights"
             elif row != name:
                 on = f"weights trained for it ({results['variants'][name]})"
-            elif name == served:
-                on = "the model's weights, served like this"
-            elif method.ablation or name in ("fifo-like", "replacement-with-noise"):
-                on = "the model's weights, **not trained for it**"
             else:
-                on = "the model's weights"
+                on = f"the model's weights{', served like this' if name == served else ''}{_training(name, shares)}"
             lines.append([row, method.words, method.ablation, on])
     return _table(["method", "what it is", "takes away", "runs on"], lines)
+
+
+def _recipe(results: Results) -> str:
+    if results["model"].get("training_shares") is None:
+        return ""
+    return (
+        "Shares of training windows are of the last part of the model's recipe: the windows with as much clean context "
+        "and the same order of noise levels as those that a method shows the network once they are full. "
+    )
 
 
 def _signatures(found: Mapping[str, Any]) -> str:
@@ -336,27 +439,51 @@ def _classes(results: Results) -> str:
     rows, shown = [], set()
     for seconds, found in results["summary"].items():
         for row in _sampled(found):
-            for name, figures in found["rows"][row]["classes"].items():
+            for name, members in found["rows"][row]["classes"].items():
                 shown.add(name)
-                measured = [number(figures.get(f), 3) for f in ("lost", "jittered", "identity", "follows")]
-                rows.append([f"{seconds} s", name, row, str(figures["videos"]), *measured])
-    table = _table(
-        [
-            "length",
-            "scene class",
-            "method",
-            "videos",
-            "disappearance",
-            "jitter",
-            "identity drift",
-            "all as asked",
-        ],
-        rows,
+                measured = [
+                    number(members.get(f), 3) if members["judged"] else _BLIND
+                    for f in ("lost", "jittered", "identity", "follows")
+                ]
+                videos = str(members["videos"])
+                if 0 < members["judged"] < members["videos"]:
+                    videos += f" ({members['judged']} judged)"
+                rows.append([f"{seconds} s", name, row, videos, *measured])
+    header = [
+        "length",
+        "scene class",
+        "method",
+        "videos",
+        "disappearance",
+        "jitter",
+        "identity drift",
+        "all as asked",
+    ]
+    parts = [_table(header, rows)] if rows else []
+    parts.append(
+        "Failures are told by the oracle, which knows the scenes that the built-in model was trained on: one object "
+        "over a plain background, named in the words of its prompts. Other prompts, and all of several objects, "
+        f"{_BLIND}: they have the figures that need no oracle. Identity drift takes more than one segment."
     )
-    missing = [name for name in SCENE_CLASSES if name not in shown]
-    if not missing:
-        return table
-    return f"{table}\n\nNot shown, for no prompt of this evaluation asks for it: {', '.join(missing)}."
+    if missing := [name for name in SCENE_CLASSES if name not in shown]:
+        parts.append(
+            f"Not shown, for no prompt of this evaluation asks for it: {', '.join(missing)}. The held-out prompts are "
+            "all of one object; `--prompts` takes others."
+        )
+    return "\n\n".join(parts)
+
+
+def _unjudged(results: Results) -> str:
+    """How many prompts the figures of prompt and object leave out; empty where none."""
+    seen = {
+        (video["seconds"], video["number"]): video["segments"][0]["oracle"] is not None
+        for video in results["videos"]
+        if "turn" not in video
+    }
+    blind = sum(not judged for judged in seen.values())
+    if not blind:
+        return ""
+    return f"{blind} of {len(seen)} prompts {_BLIND} by the oracle: what is said of prompt and object is of the others."
 
 
 def _turns(results: Results) -> str:
@@ -396,11 +523,11 @@ def _beside_paper(results: Results) -> str:
     rows = []
     for seconds, found in results["summary"].items():
         for row in _sampled(found):
-            figures = found["rows"][row]["figures"]
+            measured = found["rows"][row]["figures"]
             rows.append(
                 [
                     f"{row}, {seconds} s",
-                    *(cell(figures.get(name), FIGURES[name].digits) for name in PAPER_LIKE),
+                    *(cell(measured.get(name), FIGURES[name].digits) for name in PAPER_LIKE),
                 ]
             )
     return _table(["method", *(FIGURES[name].name for name in PAPER_LIKE)], rows)
@@ -433,37 +560,50 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         seconds: max(r["figures"]["forwards"]["prompts"] for r in found["rows"].values())
         for seconds, found in results["summary"].items()
     }
-    size = ", ".join(f"{n} prompt{'s' if n > 1 else ''} of {seconds} s" for seconds, n in prompts.items())
+    sizes = [f"{n} prompt{'s' if n > 1 else ''} of {seconds} s" for seconds, n in prompts.items()]
+    if results["turns"]:
+        turning = results["turns"]["any"]["after"]["prompts"]
+        sizes.append(
+            f"{turning} prompt{'s' if turning > 1 else ''} that change{'s' if turning == 1 else ''} half-way"
+        )
     parts = [
         "# Results",
         f"The claims of PA-VDM (arXiv 2410.08151), measured on `{model['name']}` (weights "
         f"{model['weights']}), {width}x{height} "
-        f"pixels at {results['geometry']['fps']} frames per second: {size}. Written by `longtake "
+        f"pixels at {results['geometry']['fps']} frames per second: {', '.join(sizes)}. Written by `longtake "
         "evaluate` from its JSON; "
         "`longtake evaluate report JSON` writes it again.",
     ]
     if results["missing"]:
         parts.append(f"**Not finished: {results['missing']} videos of the plan are missing.**")
-    if min(prompts.values()) < 20:
-        parts.append(
-            "Few prompts: an interval of so few videos is rough, and one that is a single point says "
-            "that all of them "
-            "agreed, not that nothing else can happen."
+    if prompts:
+        parts += ["## In short", _in_words(results)]
+        parts += [part for part in (_by_chance(results), _unjudged(results)) if part]
+    if claims := _claims(results):
+        parts.append(claims)
+    parts.append(
+        f"Brackets are 95 % intervals over prompts, from {LEAST_PROMPTS} prompts on: Student's, of the mean or of the "
+        "differences between videos of one prompt and seed; for the Frechet distance with the standard error of a "
+        "jackknife over prompts. They are cut to what a figure can be. With fewer prompts there are too few "
+        "videos to tell. A share that is a single point says that all videos agreed, not that nothing else can "
+        "happen.\n\n"
+        "`seen`: the whole interval lies on the side the paper claims. `no difference seen`: it contains zero, so that "
+        "nothing is told. `no difference that counts`: it contains zero and nothing as large as the least that counts: "
+        + ", ".join(
+            f"{FIGURES[name].name} {number(size.least, FIGURES[name].digits)}{' ' + size.unit if size.unit else ''}"
+            for name, size in SIZES.items()
         )
-    parts += [
-        "Brackets are 95 % bootstrap intervals over prompts. Differences are between videos of one prompt and seed. "
-        "`seen`: the whole interval lies on the side the paper claims. `no difference seen`: it contains zero.",
-        "## In short",
-        _claims(results),
-    ]
-    if unmeasured := _unmeasured(results):
-        parts.append(f"Not measured here, for want of its videos: {'; '.join(unmeasured)}.")
+        + "; in an error, what the autoencoder alone does to true scenes (the row `reconstructed`), if that is more."
+    )
     parts += [
         "## How",
         f"{_window(sampler)}.{_own_window(results)} Every method has the same prompts and seeds, and as many network "
-        "evaluations as its steps can be made to cost; what it really spent is under Cost.",
+        "evaluations as its steps can be made to cost; what it really spent is under Cost. Evaluations and latents are "
+        "counted, so they are exact. Rows were made at different times, maybe beside other work: their seconds can "
+        "differ by a tenth for the same work, and no claim rests on them.",
         _methods(results),
-        "An ablation on weights that were not trained for it shows what the sampler's setting does to "
+        _recipe(results)
+        + "An ablation on weights that were not trained for it shows what the sampler's setting does to "
         "*these* weights. The "
         "paper trains some of its variants; only rows marked (trained) are that experiment, as far as their "
         "training went, and they are compared with `progressive (trained)`, trained as long. Weights that "
@@ -486,8 +626,6 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
                 parts.append(f"![{words}, {seconds} s]({pictures}{picture})")
         for title, names in TABLES.items():
             parts += [f"### {title}, {seconds} s", _figures_table(found, names)]
-        if differences := _differences(found):
-            parts += [f"### Differences, {seconds} s", differences]
         if failures := _signatures(found):
             parts += [f"### Where failures appear, {seconds} s", failures]
         if over_time := _by_time(results, seconds, groups[seconds]):
@@ -514,8 +652,8 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         "- The paper extends real first frames; all videos here start from text alone.\n"
         "- The Frechet distance is on features of the model's own video encoder (mean, deviation and "
         "change of each latent channel "
-        "over 2-s clips), not on those of the classifier that FVD uses. Its intervals lean upwards, "
-        "for a resampled set holds some clips twice.\n"
+        "over 2-s clips), not on those of the classifier that FVD uses. Its intervals are "
+        "rather too wide than too narrow.\n"
         "- The async mode of stock diffusers staggers single latents; its causal blocks were left out, "
         "for these weights "
         "attend in both directions. Stock diffusers solves with UniPC, everything else with Euler.\n"

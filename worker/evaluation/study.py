@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -38,13 +39,16 @@ from worker.evaluation.methods import (
     RENDERED,
     CountedModel,
     Wanted,
+    has_true_scenes,
     prepare,
     reconstruct,
     render,
     seed_of,
+    training_shares,
 )
 from worker.models.base import SamplerConfig, VideoFrames, VideoModel
 from worker.models.registry import describe, load_model
+from worker.training import scenes
 
 SCHEMA = 2
 """Version of what a video's file of figures holds; files of another version are made again."""
@@ -58,6 +62,8 @@ STILLS = 16
 STILL_PIXELS = 96
 """Longest side of a still."""
 FIGURE_DIGITS = 6
+SEEDS = 2**31
+"""Seeds of a plan are below."""
 
 Say = Callable[[str], None]
 
@@ -107,8 +113,16 @@ class Plan:
 
     def checked(self) -> Plan:
         """This plan. Raises EvaluationError naming what makes no sense."""
+        _check_kinds(self, {"seed": int, "segment_seconds": float, "sampler": Mapping})
+        for one in self.sets:
+            _check_kinds(
+                one,
+                {"seconds": float, "prompts": int, "group_seconds": float, "variants": bool, "turns": bool},
+            )
         if not self.sets:
             raise EvaluationError("the plan has no sets")
+        if not 0 <= self.seed < SEEDS:
+            raise EvaluationError(f"seed must be 0 to {SEEDS - 1}, got {self.seed}")
         if len({one.seconds for one in self.sets}) < len(self.sets):
             raise EvaluationError("two sets of the plan have one length")
         if not 2 <= self.segment_seconds <= 10:
@@ -130,7 +144,25 @@ class Plan:
         if unknown := set(methods) - METHODS.keys():
             raise EvaluationError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
         sets = [replace(one, methods=tuple(m for m in one.methods if m in methods)) for one in self.sets]
+        if not any(one.methods for one in sets):
+            raise EvaluationError(f"the plan has none of the methods {', '.join(methods)}")
         return replace(self, sets=tuple(one for one in sets if one.methods)).checked()
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", Mapping: "a table"}
+
+
+def _check_kinds(table: VideoSet | Plan, kinds: Mapping[str, type]) -> None:
+    """Raises EvaluationError naming what a TOML file gave as something else."""
+    for name, kind in kinds.items():
+        value = getattr(table, name)
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if (
+            isinstance(value, bool) != (kind is bool)
+            or not fits
+            or (kind is float and not math.isfinite(value))
+        ):
+            raise EvaluationError(f"{name} must be {_KINDS[kind]}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -441,9 +473,10 @@ def jobs(
 ) -> list[Job]:
     """Every video of a plan, prompt by prompt, so that an interrupted evaluation compares all methods on some prompts.
 
-    `variants` maps a method to a folder of weights trained for it.
+    `variants` maps a method to a folder of weights trained for it. True scenes are left out where the model's size or
+    rate is not theirs.
     """
-    planned = []
+    planned, rendered = [], has_true_scenes(describe(model).geometry)
     for one in plan.sets:
         if one.turns and prompts:
             continue
@@ -456,7 +489,7 @@ def jobs(
         listed = prompts[: one.prompts] if prompts else choose(one.prompts, plan.seed)
         for number, case in enumerate(listed):
             for row, method, spec in rows:
-                if METHODS[method].sample is None and case.attributes is None:
+                if METHODS[method].sample is None and (case.attributes is None or not rendered):
                     continue  # there is no true scene
                 stills = number < (len(cases.CHANGING) if one.turns else 1)
                 planned.append(Job(row, method, spec, case, number, one.seconds, plan.seed + number, stills))
@@ -492,6 +525,18 @@ def _pool(bench: Bench, processes: int) -> Iterator[Callable[[Job], Future[dict[
         yield lambda job: pool.submit(_make, job)
 
 
+def _check_device(name: str) -> None:
+    """Raises EvaluationError for a device that is not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise EvaluationError(f"--device {name}: choose cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EvaluationError(f"--device {name}: torch {torch.__version__} finds no such GPU here")
+
+
 def run(
     plan: Plan,
     *,
@@ -511,6 +556,7 @@ def run(
     method to the folder of weights trained for it. `suite` is VBench or VBench-Long, and the Python that has it. Raises
     EvaluationError and ModelLoadError.
     """
+    _check_device(device)
     variants = dict(variants or {})
     for name in variants:
         if name not in METHODS or METHODS[name].sample is None:
@@ -523,6 +569,13 @@ def run(
         model, device, output, plan.segment_seconds, suite[0] if suite else None, changes=plan.sampler
     )
     planned = jobs(plan, model, variants, prompts, reference=True)
+    if not has_true_scenes(facts.geometry):
+        (width, height), fps = facts.geometry.default_size, facts.geometry.fps
+        say(
+            f"true scenes are square and have {scenes.FPS} frames a second, not {width}x{height} and {fps}: left out"
+        )
+    if not planned:
+        raise EvaluationError("the plan has no videos that can be made of this model and these prompts")
     made = [bench.made(job) for job in planned]
     waiting = deque(job for job, video in zip(planned, made, strict=True) if video is None)
     total, begun = len(waiting), time.monotonic()
@@ -568,6 +621,7 @@ def _results(bench: Bench, plan: Plan, planned: list[Job], variants: Mapping[str
             "name": facts.name,
             "weights": weights(bench.model),
             "sampler": asdict(facts.sampler),
+            "training_shares": None if plan.sampler else training_shares(bench.model),
         },
         "variants": {name: weights(folder) for name, folder in variants.items()},
         "sampler": asdict(bench.sampler),
