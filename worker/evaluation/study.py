@@ -102,7 +102,7 @@ class Plan:
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
             rows = tables.pop("sets")
-            sets = [VideoSet(**{**row, "methods": tuple(row["methods"])}) for row in rows]
+            sets = [VideoSet(**{**row, "methods": tuple(map(str, row["methods"]))}) for row in rows]
             plan = Plan(sets=tuple(sets), **tables)
         except OSError as error:
             known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))

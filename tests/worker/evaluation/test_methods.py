@@ -12,11 +12,21 @@ from torch import Tensor
 
 from worker.evaluation import cases, oracle
 from worker.evaluation.cases import Case, EvaluationError
-from worker.evaluation.methods import METHODS, CountedModel, Wanted, reconstruct, render, unchunked
+from worker.evaluation.methods import (
+    METHODS,
+    RECIPE,
+    CountedModel,
+    Wanted,
+    reconstruct,
+    render,
+    training_shares,
+    unchunked,
+)
 from worker.models.base import SamplerConfig, VideoFrames, VideoModel
-from worker.models.registry import load_model
+from worker.models.registry import BUILTIN_FOLDER, load_model
 from worker.sampler import progressive
 from worker.training import scenes
+from worker.training.recipe import Recipe
 
 LATENTS = 37
 SAMPLED = [name for name, method in METHODS.items() if method.sample and not method.own_weights]
@@ -100,6 +110,26 @@ def test_without_chunks_window_and_cost_stay() -> None:
     single = unchunked(CONFIG)
     assert (single.window_latents, single.levels) == (CONFIG.window_latents, CONFIG.levels)
     assert single.forwards(40) == pytest.approx(CONFIG.forwards(20), rel=0.05)
+
+
+def test_the_recipe_that_shares_of_training_windows_are_taken_from_is_that_of_the_built_in_model() -> None:
+    card = (BUILTIN_FOLDER / "README.md").read_text()
+    exports = [row for row in card.splitlines() if "worker.training export" in row]
+    assert RECIPE.name in exports[-1]
+
+
+def test_shares_of_training_windows_are_those_of_the_recipe(tiny_folder: Path) -> None:
+    shares = training_shares("builtin")
+    assert shares is not None
+    assert set(shares) == set(SAMPLED)
+    windows = Recipe.read(RECIPE).windows
+    assert shares["replacement-with-noise"] == windows.single == 0.03
+    assert shares["no-chunks"] == windows.single_latents == 0.02
+    assert shares["replacement-without-noise"] == pytest.approx(0.03 + 0.15 * 0.26)
+    assert shares["replacement-without-noise"] == shares["stock-sync"]
+    assert shares["progressive"] == pytest.approx(0.24 + 0.85 * 0.26)
+    assert shares["graded"] == shares["fifo-like"] == shares["stock-async"] == 0
+    assert training_shares(str(tiny_folder)) is None
 
 
 def test_rendered_scenes_are_what_their_prompt_says() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from worker.evaluation import figures, report
+from worker.evaluation import figures, report, study
 from worker.evaluation.cases import EvaluationError
-from worker.evaluation.methods import METHODS, REFERENCE
+from worker.evaluation.methods import METHODS, REFERENCE, training_shares
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -27,7 +27,7 @@ def test_the_report_of_the_repository_is_that_of_its_results() -> None:
 
 
 def test_the_summary_of_the_repository_is_that_of_its_videos() -> None:
-    results = report.read(DOCS / "results" / "results.json")
+    results = json.loads((DOCS / "results" / "results.json").read_text())
     again = figures.summarise(results["videos"])
     assert json.loads(json.dumps(again)) == results["summary"]
 
@@ -39,7 +39,9 @@ def test_every_row_and_every_failure_is_reported(smoke: Any) -> None:
     assert f"| {REFERENCE} |" not in text
     for name, words in report.SIGNATURES.items():
         assert (f"- {words}: " in text) == (name not in ("diverged", "decayed"))  # these need two segments
-    assert "**not trained for it**" in text
+    assert (
+        "training windows" not in text.partition("## What")[0]
+    )  # of the built-in model alone they are known
     assert f"weights trained for it ({smoke['variants']['no-level-shift']})" in text
     assert "| no-level-shift |" not in text
     assert "Not shown, for no prompt of this evaluation asks for it: one object in place" in text
@@ -95,12 +97,17 @@ def test_the_cost_of_overlap_is_that_of_the_latents_it_shows_again(smoke: Any) -
     line = next(
         line for line in report.text(smoke, "").splitlines() if "Overlapped conditioning costs" in line
     )
-    assert f"| {ours / without - 1:+.1%} latents, " in line
+    assert f"| +0.0% evaluations, {ours / without - 1:+.1%} latents (counted); " in line
 
 
 def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    for content in ("{", "[]", "{}", json.dumps({"schema": 0})):
+    whole = json.loads((DOCS / "results" / "results.json").read_text())
+    for content in (
+        *("{", "[]", "{}", json.dumps({"schema": 0}), json.dumps({"schema": study.SCHEMA})),
+        *(json.dumps(whole | {"videos": videos}) for videos in ([1], [{"row": "progressive"}])),
+        json.dumps(whole | {"missing": None}),
+    ):
         path.write_text(content)
         with pytest.raises(EvaluationError, match=r"results\.json"):
             report.read(path)
@@ -108,3 +115,89 @@ def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def test_every_method_has_words_for_the_report() -> None:
     assert all(method.words for method in METHODS.values())
+
+
+def of_prompts(smoke: Any, count: int, jitters: dict[str, float]) -> Any:
+    """The smoke results as if each of so many prompts had given them, with these rows at these jitters, widths."""
+
+    def moved(video: Any, number: int) -> Any:
+        (segment,) = video["segments"]
+        jitter = jitters.get(video["row"], 0) * (1 + number / 1000)
+        return video | {
+            "number": number,
+            "segments": [segment | {"oracle": segment["oracle"] | {"jitter": jitter}}],
+        }
+
+    videos = [moved(video, number) for video in smoke["videos"] for number in range(count)]
+    return smoke | {"videos": videos, "summary": figures.summarise(videos)}
+
+
+def line(text: str, beginning: str) -> str:
+    return next(one for one in text.splitlines() if one.startswith(beginning))
+
+
+OVERLAP = "Overlapped conditioning prevents jitter"
+
+
+def test_a_difference_is_said_with_its_size_and_unit_and_what_reproduces_is_said_in_words(smoke: Any) -> None:
+    text = report.text(of_prompts(smoke, 6, {"progressive": 0.01, "no-overlap": 0.05}), "")
+    assert "jitter (less is better): -0.04010 [-0.04018, -0.04002] widths: **seen**<br>" in text
+    assert f"{OVERLAP}: jitter against no-overlap (2 s)" in line(text, "- What reproduces here: ")
+    assert f"{OVERLAP}: no videos" not in text
+    assert "Chunked frames prevent divergence: no videos of it" in line(text, "- What cannot be told here: ")
+    assert "differences with an interval: of so many, about" in text
+
+    turned = report.text(of_prompts(smoke, 6, {"progressive": 0.05, "no-overlap": 0.01}), "")
+    assert f"{OVERLAP}: the opposite in jitter against no-overlap (2 s)" in line(turned, "- What does not: ")
+
+
+def test_a_difference_that_is_seen_but_small_counts_for_nothing(smoke: Any) -> None:
+    small = {"progressive": 0.010, "no-overlap": 0.012}
+    text = report.text(of_prompts(smoke, 6, small), "")
+    assert "widths: **seen**, but smaller than what counts (0.00300 widths)" in text
+    assert f"{OVERLAP}: no difference that counts in jitter" in line(text, "- What does not: ")
+    text = report.text(of_prompts(smoke, 6, small | {"no-overlap": 0.015, "reconstructed": 0.02}), "")
+    assert "widths: **seen**, but smaller than what the autoencoder does (0.02005 widths)" in text
+
+
+def test_few_prompts_have_no_verdict(smoke: Any) -> None:
+    text = report.text(of_prompts(smoke, 5, {"progressive": 0.01, "no-overlap": 0.05}), "")
+    assert "widths: **too few videos to tell**" in text
+    assert "**seen**" not in text
+    assert f"{OVERLAP}: against no-overlap (2 s)" in line(text, "- What cannot be told here: ")
+
+
+def test_what_a_method_shows_the_network_is_set_against_what_it_was_trained_on(smoke: Any) -> None:
+    shares = training_shares("builtin")
+    text = report.text(smoke | {"model": smoke["model"] | {"training_shares": shares}}, "")
+    assert "served like this; many training windows like its full ones (46 %) |" in text
+    assert "few training windows like its full ones (3 %) |" in line(text, "| replacement-with-noise |")
+    assert "no training windows like its full ones |" in line(text, "| graded |")
+    assert "Shares of training windows are of the last part" in text
+
+
+def test_results_of_turning_videos_alone_are_reported() -> None:
+    results = report.read(DOCS / "results" / "results.json")
+    videos = [video for video in results["videos"] if "turn" in video]
+    turning = {**results, "videos": videos, "summary": figures.summarise(videos)}
+    text = report.text(turning, "")
+    assert f"{len(videos)} prompts that change half-way" in text
+    assert "## A prompt that changes" in text
+    assert "## In short" not in text
+
+
+def test_a_prompt_that_cannot_be_judged_is_said_to_be(smoke: Any) -> None:
+    def blind(video: Any) -> Any:
+        (segment,) = video["segments"]
+        return video | {
+            "class": "rich background",
+            "segments": [segment | {"oracle": None}],
+            "ending": {"oracle": None},
+        }
+
+    videos = [blind(video) for video in smoke["videos"]]
+    text = report.text(smoke | {"videos": videos, "summary": figures.summarise(videos)}, "")
+    assert "| 2 s | rich background | progressive | 1 | cannot be judged | cannot be judged |" in text
+    assert "1 of 1 prompts cannot be judged by the oracle" in text
+    assert "knows the scenes that the built-in model was trained on" in text
+    assert "cannot be judged by the oracle" not in report.text(smoke, "")

@@ -272,6 +272,53 @@ def test_a_plan_that_makes_no_sense_is_refused(tmp_path: Path, content: str, mes
         Plan.read(str(path))
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seconds = '60'", "seconds must be a number, got '60'"),
+        ("seconds = inf", "seconds must be a number, got inf"),
+        ("prompts = 1.5", "prompts must be a whole number, got 1.5"),
+        ("prompts = true", "prompts must be a whole number, got True"),
+        ("group_seconds = 'ten'", "group_seconds must be a number"),
+        ("turns = 1", "turns must be true or false, got 1"),
+        ("methods = 3", "not iterable"),
+        ("methods = [['progressive']]", "choose from"),
+        ("seed = -1", "seed must be 0 to"),
+        ("seed = 'a'", "seed must be a whole number"),
+        ("segment_seconds = '10'", "segment_seconds must be a number, got '10'"),
+        ("sampler = 3", "sampler must be a table"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_refused(tmp_path: Path, setting: str, message: str) -> None:
+    name, path = setting.partition(" = ")[0], tmp_path / "wrong.toml"
+    head = [setting] if name in ("seed", "segment_seconds", "sampler") else []
+    table = {"seconds": "2", "prompts": "1", "methods": "['progressive']"}
+    table |= {} if head else {name: setting.partition(" = ")[2]}
+    path.write_text("\n".join([*head, "[[sets]]", *(f"{key} = {value}" for key, value in table.items())]))
+    with pytest.raises(EvaluationError, match=message):
+        Plan.read(str(path))
+
+
+def test_a_model_that_the_true_scenes_do_not_fit_is_evaluated_without_them(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "slow"
+    shutil.copytree(tiny_folder, folder)
+    serving = json.loads((folder / "longtake.json").read_text())
+    (folder / "longtake.json").write_text(json.dumps(serving | {"fps": 8}))
+    plan = Plan(
+        (VideoSet(2, 2, ("rendered", "reconstructed", "progressive")), VideoSet(3, 1, ("rendered",))),
+        segment_seconds=2,
+    )
+    lines: list[str] = []
+    found = study.run(plan, model=str(folder), output=tmp_path / "found", say=lines.append)
+    assert [video["row"] for video in found["videos"]] == ["progressive"] * 2
+    assert len([said for said in lines if "true scenes" in said]) == 1
+    report.write(tmp_path / "found" / "results.json", tmp_path / "report.md")
+    with pytest.raises(EvaluationError, match="no videos that can be made"):
+        study.run(plan.only(("rendered",)), model=str(folder), output=tmp_path / "none", say=quiet)
+
+
 def test_a_variant_needs_a_method(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no such method"):
         study.run(
@@ -309,7 +356,7 @@ def test_the_command_goes_on_and_reports(
         "--output",
         str(output),
         "--methods",
-        "rendered,no-chunks",
+        "rendered, no-chunks",
     )
     assert (code, out.strip()) == (0, str(output / "report.md")), err
     assert "3 videos, 3 of them made before" in err
@@ -328,6 +375,9 @@ def test_the_command_goes_on_and_reports(
     [
         (["--config", "nothing"], "neither a file nor one of"),
         (["--methods", "magic"], "no method magic"),
+        (["--methods", "graded", "--config", "card"], "none of the methods graded"),
+        (["--device", "foo"], "--device foo: choose cpu or cuda"),
+        (["--device", "cuda:99"], "finds no such GPU here"),
         (["--model", "/nowhere/at/all"], "neither a folder nor a hub id"),
         (["--variant", "no-chunks=/nowhere"], "a folder that exists"),
         (["--prompts", "/nowhere.toml"], "no list of"),
