@@ -122,13 +122,15 @@ class DriftMeter:
             for name, signal in values.items()
         }
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | None]:
         """Figures of the whole video so far.
 
         `drift_*`: distance of a level between the first and the last 15 % of the frames. `seam_ratio`: difference
         between frames at the joints, over that at all other borders of latents, because each border of latents
-        leaves a trace of its own (1 is seamless). `seam_power`: share of the variance of the frame difference at the
-        period of the joints. `cuts`: hard changes of scene.
+        leaves a trace of its own (1 is seamless); None without joints or without other borders, so for a method that
+        joins every latent to the next. `seam_power`: share of the variance of the frame difference at the period of
+        `seam`, which is the method's own: what joins every latent is measured at the period of latents, and with it
+        the trace that each of them leaves anyway. `cuts`: hard changes of scene.
         """
         frames = len(self._signals.get("brightness", ()))
         if frames < 2:
@@ -146,15 +148,14 @@ class DriftMeter:
             "cuts": float(self._cuts()),
         }
 
-    def _seam_ratio(self) -> float:
+    def _seam_ratio(self) -> float | None:
         difference = self._signal("difference")
         places = np.arange(1, len(difference) + 1)  # the frame that each difference leads to
         first, period = self.seam
         joint = (places >= first) & ((places - first) % period == 0)
-        border = (places - 1) % self.latent_frames == 0
-        other = border & ~joint if (border & ~joint).any() else ~joint
-        if not joint.any() or not other.any() or difference[other].mean() == 0:
-            return 1.0
+        other = ((places - 1) % self.latent_frames == 0) & ~joint
+        if not joint.any() or not difference[other].any():
+            return None
         return float(difference[joint].mean() / difference[other].mean())
 
     def _seam_power(self) -> float:

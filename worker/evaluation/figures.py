@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.evaluation import frechet
+from worker.evaluation import frechet, oracle
 from worker.evaluation.methods import RECONSTRUCTED, REFERENCE
 
 LEAST_PROMPTS = 6
@@ -49,6 +49,8 @@ FIGURES: dict[str, Figure] = {
     "shape": Figure("shape", "share of segments with the shape asked for", 1),
     "motion": Figure("motion", "share of segments with the motion asked for", 1),
     "present": Figure("present", "share of frames that show the object", 1),
+    "stray": Figure("stray", "share of frames that show something else, too", -1),
+    "still": Figure("still", "longest stretch in which nothing moves, seconds", -1, 2),
     "jumps": Figure("jumps", "share of steps from frame to frame that no motion explains", -1, 4),
     "jitter": Figure("jitter", "typical change of the step from frame to frame, widths", -1, 5),
     "color_error": Figure("color error", "distance to the color asked for, RGB 0..1", -1),
@@ -57,12 +59,16 @@ FIGURES: dict[str, Figure] = {
     "follows_change": Figure("change of all as asked", "last segment less first", 1),
     "color_error_change": Figure("change of color error", "last segment less first", -1),
     "identity": Figure("identity", "share of segments whose color or shape is not the first one's", -1),
-    "ending": Figure("ending", "color, shape and background right in the last 2 s, share of videos", 1),
+    "ending": Figure(
+        "ending",
+        "color, shape and background right in the last 2 s, nothing else there, no standstill; share of videos",
+        1,
+    ),
     "ending_color_error": Figure("ending's color error", "color error in the last 2 s", -1),
     "diverged": Figure("diverged", "share of videos that lose background, color or object by the end", -1),
     "jittered": Figure("jittered", f"share of videos with jitter over {JITTERY} or jumps over {JUMPY}", -1),
     "ended_badly": Figure(
-        "ended badly", "share of videos whose last 2 s are wrong after a right segment", -1
+        "ended badly", "share of videos whose last 2 s are wrong, and what comes before them is not", -1
     ),
     "decayed": Figure("decayed", f"share of videos whose color error rises by more than {DECAYED}", -1),
     "lost": Figure("lost", f"share of videos with a segment that shows the object in under {WHOLE:.0%}", -1),
@@ -74,8 +80,12 @@ FIGURES: dict[str, Figure] = {
     "drift_color": Figure("drift: color", "mean color, first 15 % of frames to last", -1, 4),
     "drift_sharpness": Figure("drift: sharpness", "first 15 % of frames to last", -1, 0),
     "drift_flow": Figure("drift: flow", "first 15 % of frames to last", -1),
-    "seam_ratio": Figure("seam ratio", "frame difference at a method's joints over that at other latents"),
-    "seam_power": Figure("seam power", "share of frame difference that repeats with the joints", -1),
+    "seam_ratio": Figure(
+        "seam ratio", "frame difference at a method's joints over that at other latents, if there are"
+    ),
+    "seam_power": Figure(
+        "seam power", "share of frame difference that repeats with the method's own joints", -1
+    ),
     "cuts": Figure("cuts", "hard changes of scene per video", -1, 2),
     "forwards": Figure("evaluations", "network evaluations per video", 0, 0),
     "latent_forwards": Figure("latents", "latent frames through the network", 0, 0),
@@ -85,18 +95,28 @@ FIGURES: dict[str, Figure] = {
 }
 
 
+def _sound(verdict: Mapping[str, Any]) -> bool:
+    """Whether a stretch shows what was asked for and nothing else, and does not freeze; it may be too short to say how
+    the object moves."""
+    told = all(verdict[name] for name in ("background", "color", "shape"))
+    alone = verdict["present"] >= WHOLE and verdict["stray"] <= 1 - WHOLE
+    return told and alone and verdict["still"] <= oracle.STILL_SECONDS
+
+
 def of_video(video: Video) -> dict[str, float]:
     """The figures of one video by name; those of the oracle only where it could judge."""
-    found: dict[str, float] = {name: value for name, value in video["drift"].items() if name in FIGURES}
-    found |= {name: value for name, value in video["cost"].items() if value is not None}
+    measured = {name: value for name, value in video["drift"].items() if name in FIGURES} | video["cost"]
+    found: dict[str, float] = {name: value for name, value in measured.items() if value is not None}
     verdicts = [segment["oracle"] for segment in video["segments"]]
     if verdicts[0] is None:
         return found
-    first, last, ending = verdicts[0], verdicts[-1], video["ending"]["oracle"]
-    means = ("follows", "background", "color", "shape", "motion", "present", "jumps", "jitter", "color_error")
-    found |= {name: float(np.mean([verdict[name] for verdict in verdicts])) for name in means}
-    ended = all(ending[name] for name in ("background", "color", "shape")) and ending["present"] >= WHOLE
-    was_right = all(last[name] for name in ("background", "color", "shape")) and last["present"] >= WHOLE
+    first, last = verdicts[0], verdicts[-1]
+    ending, before = video["ending"]["oracle"], video["ending"]["before"]
+    means = ("follows", "background", "color", "shape", "motion", "present", "stray", "jumps", "jitter")
+    found |= {
+        name: float(np.mean([verdict[name] for verdict in verdicts])) for name in (*means, "color_error")
+    }
+    found["still"] = max(verdict["still"] for verdict in verdicts)
     identity = [(v["seen_color"], v["seen_shape"]) for v in verdicts]
     if len(verdicts) > 1:  # a single segment cannot change
         color_error_change = last["color_error"] - first["color_error"]
@@ -111,11 +131,12 @@ def of_video(video: Video) -> dict[str, float]:
             ),
             "decayed": float(color_error_change > DECAYED),
         }
+    if before is not None:
+        found["ended_badly"] = float(_sound(before) and not _sound(ending))
     return found | {
-        "ending": float(ended),
+        "ending": float(_sound(ending)),
         "ending_color_error": ending["color_error"],
         "jittered": float(found["jitter"] > JITTERY or found["jumps"] > JUMPY),
-        "ended_badly": float(was_right and not ended),
         "lost": float(any(verdict["present"] < WHOLE for verdict in verdicts)),
     }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -38,6 +39,22 @@ PULSING = 0.12
 """Relative change of area within a second; the scenes have at least 0.25."""
 JUMP = 0.06
 """Displacement between two frames that no motion explains, widths; the scenes have at most 0.018."""
+FASTEST = 0.45
+"""How far a shape may go in a second in which it is not seen, widths; the scenes have at most 0.42."""
+STRAY_CONTRAST = 0.3
+"""Distance of a pixel from all mixtures of background and shape color from which it is of neither."""
+STRAY_BREADTH = 3 / 64
+"""Narrower stripes of such pixels, widths, are the edges that H.264 and autoencoders smear."""
+STRAY_AREA = 0.01
+"""Area of such pixels from which there is something else in a frame, in frame areas."""
+STILL_STEP = 0.02
+"""Displacement below which a shape has not moved, widths."""
+STILL_TURN = 0.15
+"""Turn below which it has not turned, radians."""
+STILL_GROWTH = 0.04
+"""Relative change of area below which it has neither grown nor shrunk."""
+STILL_SECONDS = 0.75
+"""Longest standstill of a shape that moves. A pulse at its largest seems to stand for 0.6 s, all else for 0.2 s."""
 MOST = 0.75
 """Share of a clip that must show a property."""
 LAG = 4
@@ -62,7 +79,9 @@ class Verdict:
     shape: bool
     motion: bool
     present: float  # share of frames that show a shape of a plausible size
-    jumps: float  # share of steps from frame to frame with a displacement that no motion explains
+    stray: float  # share of frames that show something else, too
+    still: float  # longest stretch in which the shape neither moves nor turns nor changes its size, seconds
+    jumps: float  # share of steps from one sight of the shape to the next that no motion explains
     jitter: float  # typical change of the step from frame to frame, widths; the scenes have at most 0.003
     color_error: float  # mean distance to the color asked for, RGB 0..1
     background_error: float
@@ -72,8 +91,9 @@ class Verdict:
 
     @property
     def follows(self) -> bool:
-        """Everything the prompt says is there, all the time."""
-        return self.background and self.color and self.shape and self.motion and self.present >= 0.95
+        """Everything the prompt says is there, all the time, and nothing else."""
+        told = self.background and self.color and self.shape and self.motion
+        return told and self.present >= 0.95 and self.stray <= 0.05
 
 
 @dataclass(frozen=True)
@@ -86,6 +106,7 @@ class Track:
     x: Array  # centroid, widths
     y: Array
     area: Array  # frame areas
+    stray: Array  # area of what is neither background nor shape, frame areas
     features: Array  # (T, 3) rotation-invariant moments
     threefold: Array  # orientation of a triangle, radians in a third of a turn
     fourfold: Array  # orientation of a square or cross, radians in a quarter of a turn
@@ -119,6 +140,13 @@ def _wrapped(distance: Array) -> Array:
     return shortest
 
 
+def _broad(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which pixels of masks (T, H, W) remain when a rim of half of STRAY_BREADTH is taken away."""
+    side = max(3, round(STRAY_BREADTH * mask.shape[2]))
+    kernel = np.ones((side, side), np.uint8)
+    return np.stack([cv2.erode(one, kernel) for one in mask.astype(np.uint8)]).astype(np.bool_)
+
+
 def measure(frames: NDArray[np.uint8]) -> Track:
     """Per-frame measurements of a clip, uint8 (T, H, W, 3)."""
     count, height, width, _ = frames.shape
@@ -132,6 +160,7 @@ def measure(frames: NDArray[np.uint8]) -> Track:
     contrast = color - background
     size = (contrast**2).sum(1)
     alpha = np.clip((difference * contrast[:, None]).sum(2) / np.maximum(size, 1e-4)[:, None], 0, 1)
+    rest = np.linalg.norm(difference - alpha[..., None] * contrast[:, None], axis=2)
     alpha[alpha < 0.15] = 0
     alpha = alpha.reshape(count, height, width)
     total = np.maximum(alpha.sum((1, 2)), 1e-3)
@@ -160,6 +189,7 @@ def measure(frames: NDArray[np.uint8]) -> Track:
         x=x,
         y=y,
         area=area,
+        stray=_broad(rest.reshape(count, height, width) > STRAY_CONTRAST).mean((1, 2)),
         features=np.stack([4 * second, 30 * np.abs(third), 30 * np.abs(fourth)], 1),
         threefold=np.angle(third) / 3,
         fourfold=np.angle(fourth) / 4,
@@ -209,6 +239,11 @@ def _majority(votes: NDArray[np.intp], names: tuple[str, ...], share: float) -> 
     return names[int(counts.argmax())] if counts.max() >= share * len(votes) else None
 
 
+def _orientation(track: Track, shape: str | None) -> tuple[Array, int]:
+    """The angle of a shape and its symmetry: it is known up to a turn / symmetry."""
+    return (track.threefold, 3) if shape == "triangle" else (track.fourfold, 4)
+
+
 def _turning_speed(angles: Array, symmetry: int, fps: float) -> Array:
     """Radians per second of an orientation that is known up to a turn / `symmetry`, over LAG frames."""
     turns = np.unwrap(angles, period=2 * np.pi / symmetry)
@@ -223,11 +258,7 @@ def _motion_in_place(track: Track, shape: str | None, fps: float) -> str | None:
         return "pulse"
     if shape in (None, "circle"):
         return None
-    speed = (
-        _turning_speed(track.threefold, 3, fps)
-        if shape == "triangle"
-        else _turning_speed(track.fourfold, 4, fps)
-    )
+    speed = _turning_speed(*_orientation(track, shape), fps)
     same_way = np.sign(speed) == np.sign(np.median(speed))
     return "spin" if np.mean(same_way & (np.abs(speed) > TURNING)) >= MOST else None
 
@@ -257,6 +288,32 @@ def classify_motion(track: Track, shape: str | None, fps: float) -> str | None:
     return None
 
 
+def standstill(track: Track, shape: str | None, fps: float) -> float:
+    """The longest stretch, seconds, in which the shape is seen and stays as it is in the first frame of the stretch."""
+    angle, symmetry = _orientation(track, shape)
+    period = 2 * np.pi / symmetry
+    alike = track.present  # from frame i to frame i + lag
+    for lag in range(1, len(alike)):
+        way = np.hypot(_wrapped(track.x[lag:] - track.x[:-lag]), _wrapped(track.y[lag:] - track.y[:-lag]))
+        growth = np.abs(np.log(track.area[lag:] / track.area[:-lag]))
+        alike = alike[:-1] & track.present[lag:] & (way < STILL_STEP) & (growth < STILL_GROWTH)
+        if shape not in (None, "circle"):
+            turn = np.abs(np.remainder(angle[lag:] - angle[:-lag] + period / 2, period) - period / 2)
+            alike &= turn < STILL_TURN
+        if not alike.any():
+            return (lag - 1) / fps
+    return (len(track.x) - 1) / fps
+
+
+def _jumps(track: Track, fps: float) -> float:
+    """Share of steps from one sight of the shape to the next that are longer than any motion, gaps included."""
+    seen = np.flatnonzero(track.present)
+    if len(seen) < 2:
+        return 0.0
+    way = np.hypot(_wrapped(np.diff(track.x[seen])), _wrapped(np.diff(track.y[seen])))
+    return float((way > JUMP + FASTEST * (np.diff(seen) - 1) / fps).mean())
+
+
 def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = scenes.FPS) -> Verdict:
     """Compares a clip, uint8 (T, H, W, 3) of some two to ten seconds, with the attributes of its prompt."""
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
@@ -268,7 +325,7 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
     background = _majority(_nearest(track.background, scenes.BACKGROUNDS), tuple(scenes.BACKGROUNDS), 0.9)
     motion = classify_motion(track, shape, fps) if seen.mean() >= MOST else None
     dx, dy = _wrapped(np.diff(track.x)), _wrapped(np.diff(track.y))
-    steps = np.hypot(dx, dy)[seen[1:] & seen[:-1]]
+    still = standstill(track, shape, fps)
     changes = np.hypot(np.diff(dx), np.diff(dy))[seen[2:] & seen[1:-1] & seen[:-2]]
     wanted = np.array(scenes.COLORS[attributes.color])
     paper = np.array(scenes.BACKGROUNDS[attributes.background])
@@ -276,9 +333,11 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
         background=background == attributes.background,
         color=color == attributes.color,
         shape=shape == attributes.shape,
-        motion=motion == attributes.motion,
+        motion=motion == attributes.motion and still <= STILL_SECONDS,
         present=float(seen.mean()),
-        jumps=float((steps > JUMP).mean()) if len(steps) else 0.0,
+        stray=float((track.stray > STRAY_AREA).mean()),
+        still=still,
+        jumps=_jumps(track, fps),
         jitter=float(np.median(changes)) if len(changes) else 0.0,
         color_error=float(np.linalg.norm(track.color[seen] - wanted, axis=1).mean()) if seen.any() else 1.0,
         background_error=float(np.linalg.norm(track.background - paper, axis=1).mean()),

@@ -50,7 +50,7 @@ from worker.models.base import SamplerConfig, VideoFrames, VideoModel
 from worker.models.registry import describe, load_model
 from worker.training import scenes
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of what a video's file of figures holds; files of another version are made again."""
 CONFIGS = Path(__file__).parent / "configs"
 ENDING_SECONDS = 2.0
@@ -304,6 +304,7 @@ class Measurement:
         self._features: list[list[float]] = []
         self._clip_frames: list[Any] = []
         self._segments: list[dict[str, Any]] = []
+        self._before_ending: dict[str, Any] | None = None
         self.count = 0
         self.seconds = 0.0
         """Time spent here, which is not the method's."""
@@ -335,6 +336,8 @@ class Measurement:
         self.count += 1
         if self.count == self._ends[len(self._segments)]:
             fps, first = self._model.geometry.fps, self.count - len(self._held)
+            if self.count == self._frames:
+                self._before_ending = self._judge_before_ending()
             self._segments.append(
                 {
                     "from_second": round(first / fps, 3),
@@ -344,6 +347,13 @@ class Measurement:
                 }
             )
             self._held = []
+
+    def _judge_before_ending(self) -> dict[str, Any] | None:
+        """The last segment without the ending, or the segment before it if under a second is left of it."""
+        left = len(self._held) - len(self._ending)
+        if left >= self._model.geometry.fps:
+            return self._judge(self._held[:left], self.count - len(self._ending))
+        return self._segments[-1]["oracle"] if self._segments else None
 
     def _judge(self, frames: Any, end: int) -> dict[str, Any] | None:
         """Frames up to frame `end` against the prompt in force; None where no prompt is, or none that says enough."""
@@ -363,7 +373,7 @@ class Measurement:
             self._writer.close()
         return {
             "segments": self._segments,
-            "ending": {"oracle": self._judge(self._ending, self.count)},
+            "ending": {"oracle": self._judge(self._ending, self.count), "before": self._before_ending},
             "drift": _rounded(self.meter.summary()),
             "features": self._features,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ def video(motion: str = "left", frames: int = 96) -> Frames:
     return oracle.to_uint8(scenes.render(batch, torch.arange(frames), 64)[0])
 
 
-def measured(frames: Frames, seam: tuple[int, int] = SEAM, piece: int = 7) -> dict[str, float]:
+def measured(frames: Frames, seam: tuple[int, int] = SEAM, piece: int = 7) -> Any:
     meter = DriftMeter(24, seam, 4)
     for first in range(0, len(frames), piece):
         meter.push(frames[first : first + piece])
@@ -85,6 +86,13 @@ def test_a_seam_at_every_chunk_is_seen() -> None:
     assert found["seam_ratio"] > 3
     assert found["seam_power"] > 0.15
     assert measured(stepped, seam=(9, 11))["seam_power"] < 0.02
+
+
+@pytest.mark.parametrize("seam", [(1, 4), (97, 8)])
+def test_without_joints_or_without_borders_beside_them_there_is_no_seam_ratio(seam: tuple[int, int]) -> None:
+    found = measured(video(), seam=seam)
+    assert found["seam_ratio"] is None
+    assert found["seam_power"] < 0.05
 
 
 def test_a_change_of_scene_is_a_cut() -> None:

@@ -15,6 +15,8 @@ GOOD: dict[str, Any] = {
     "shape": True,
     "motion": True,
     "present": 1.0,
+    "stray": 0.0,
+    "still": 0.2,
     "jumps": 0.0,
     "jitter": 0.001,
     "color_error": 0.02,
@@ -35,7 +37,7 @@ def video(row: str, number: int, *verdicts: dict[str, Any], **fields: Any) -> di
         "number": number,
         "class": "one object moving",
         "segments": [{"oracle": verdict} for verdict in verdicts],
-        "ending": {"oracle": verdicts[-1]},
+        "ending": {"oracle": verdicts[-1], "before": verdicts[-1]},
         "drift": {"flickering": 0.99},
         "cost": {
             "forwards": 100,
@@ -71,8 +73,31 @@ def test_a_perfect_video_has_no_failure() -> None:
 def test_each_failure_is_told(
     failure: str, verdicts: tuple[dict[str, Any], ...], ending: dict[str, Any]
 ) -> None:
-    found = figures.of_video(video("progressive", 0, *verdicts, ending={"oracle": ending}))
+    parts = {"oracle": ending, "before": GOOD}
+    found = figures.of_video(video("progressive", 0, *verdicts, ending=parts))
     assert found[failure] > 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"background": False}, {"shape": False}, {"present": 0.5}, {"stray": 0.5}, {"still": 1.0}]
+)
+def test_an_ending_is_bad_when_what_comes_before_it_was_right(wrong: dict[str, Any]) -> None:
+    def found(before: Any, ending: Any) -> dict[str, float]:
+        parts = {"oracle": ending, "before": before}
+        return figures.of_video(video("progressive", 0, GOOD | wrong, ending=parts))
+
+    assert (found(GOOD, GOOD)["ending"], found(GOOD, GOOD)["ended_badly"]) == (1, 0)
+    assert (found(GOOD, GOOD | wrong)["ending"], found(GOOD, GOOD | wrong)["ended_badly"]) == (0, 1)
+    assert found(GOOD | wrong, GOOD | wrong)["ended_badly"] == 0
+    assert "ended_badly" not in found(None, GOOD | wrong)  # the ending is all there is
+
+
+def test_a_standstill_is_the_longest_of_a_video_and_what_was_not_measured_is_no_figure() -> None:
+    verdicts = (GOOD | {"still": 0.1}, GOOD | {"still": 3.0}, GOOD)
+    found = figures.of_video(video("no-chunks", 0, *verdicts, drift={"seam_ratio": None, "cuts": 0.0}))
+    assert found["still"] == 3
+    assert found["cuts"] == 0
+    assert "seam_ratio" not in found
 
 
 def test_a_single_segment_cannot_decay() -> None:
@@ -82,7 +107,9 @@ def test_a_single_segment_cannot_decay() -> None:
 
 
 def test_a_video_that_no_oracle_can_judge_keeps_its_other_figures() -> None:
-    blind = video("progressive", 0, GOOD, segments=[{"oracle": None}], ending={"oracle": None})
+    blind = video(
+        "progressive", 0, GOOD, segments=[{"oracle": None}], ending={"oracle": None, "before": None}
+    )
     assert set(figures.of_video(blind)) == {
         "flickering",
         "forwards",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from itertools import permutations
 
 import av
 import numpy as np
@@ -88,6 +90,20 @@ def test_a_freeze_is_seen(attributes: SceneAttributes) -> None:
     assert not oracle.judge(frames, attributes).motion
 
 
+@pytest.mark.parametrize("motion", scenes.MOTIONS)
+def test_a_short_freeze_is_seen_wherever_it_is_and_no_true_scene_stands_still(motion: str) -> None:
+    for seed, (shape, encoded) in enumerate((("triangle", False), ("square", True), ("cross", False))):
+        attributes = SceneAttributes("black", "cyan", shape, motion)
+        frames = video(attributes, seed, frames=240)
+        freezes = {"end": (-24, None), "long end": (-48, None), "middle": (100, 124)}
+        for name, (first, end) in {"none": (0, 0), **freezes}.items():
+            shown = frames.copy()
+            shown[first:end] = shown[first]
+            verdict = oracle.judge(through_h264(shown) if encoded else shown, attributes)
+            assert verdict.follows == (name == "none"), (name, attributes, verdict)
+            assert (verdict.still > oracle.STILL_SECONDS) == (name != "none"), (name, attributes, verdict)
+
+
 def test_a_shape_that_vanishes_is_seen() -> None:
     frames = video(BOUNCING)
     frames[60:] = frames[0, 0, 0]
@@ -122,6 +138,46 @@ def test_a_second_shape_of_the_same_color_is_seen() -> None:
     frames = video(BOUNCING)
     twice = np.maximum(frames, np.roll(frames, 32, axis=2))
     assert not oracle.judge(twice, BOUNCING).follows
+
+
+def with_another(attributes: SceneAttributes, color: str, scale: float) -> NDArray[np.uint8]:
+    """A scene and, in front of it, an orbiting circle of another color."""
+    other = SceneAttributes(attributes.background, color, "circle", "orbit")
+    batch = scenes.sample_scenes([other], np.random.default_rng(1))
+    alpha = scenes.coverage(replace(batch, radius=batch.radius * scale), torch.arange(24), 64)[0, ..., None]
+    ink = 255 * np.array(scenes.COLORS[color])
+    mixed: NDArray[np.uint8] = (
+        video(attributes, frames=24) * (1 - alpha.numpy()) + ink * alpha.numpy()
+    ).astype(np.uint8)
+    return mixed
+
+
+@pytest.mark.parametrize("background", scenes.BACKGROUNDS)
+def test_a_second_shape_of_another_color_is_seen(background: str) -> None:
+    colors = [color for color in scenes.COLORS if (color, background) not in scenes.EXCLUDED_PAIRS]
+    for color, other in permutations(colors, 2):
+        attributes = SceneAttributes(background, color, "circle", "bounce")
+        for scale in (1, 0.6):
+            verdict = oracle.judge(with_another(attributes, other, scale), attributes)
+            assert verdict.stray > 0.8, (attributes, other, verdict)
+            assert not verdict.follows
+
+
+@pytest.mark.parametrize("background", scenes.BACKGROUNDS)
+def test_a_shape_that_is_elsewhere_after_a_blink_has_jumped(background: str) -> None:
+    for color in scenes.COLORS:
+        if (color, background) in scenes.EXCLUDED_PAIRS:
+            continue
+        attributes = SceneAttributes(background, color, "circle", "bounce")
+        frames = video(attributes, frames=240)
+        paper = (255 * np.array(scenes.BACKGROUNDS[background])).astype(np.uint8)
+        blinks = [40, 80, 120, 160, 200]
+        for first in blinks:
+            frames[first] = paper
+        assert oracle.judge(frames, attributes).jumps == 0
+        for first in blinks:
+            frames[first:] = np.roll(frames[first:], 13, axis=2)
+        assert oracle.judge(frames, attributes).jumps > figures.JUMPY
 
 
 def test_a_shape_that_stops_and_goes_is_seen() -> None:

@@ -99,6 +99,18 @@ def test_other_weights_are_another_video(tiny_folder: Path, tmp_path: Path) -> N
     assert bench.made(replace(job, spec=str(changed))) is None
 
 
+def test_figures_of_an_older_version_are_measured_again(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, *_ = study.jobs(TWO.only(("rendered",)), str(tiny_folder), {}, None, reference=False)
+    bench = Bench(str(tiny_folder), "cpu", tmp_path, 2)
+    monkeypatch.setattr(study, "SCHEMA", study.SCHEMA - 1)
+    study.make(bench, job)
+    assert bench.made(job) is not None
+    monkeypatch.undo()
+    assert bench.made(job) is None
+
+
 def test_a_plan_can_have_another_setting_of_the_sampler_than_the_model(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +173,46 @@ def test_memory_does_not_grow_with_the_length(tiny_folder: Path, tmp_path: Path)
 
     peak(10)  # what is imported and cached once
     assert peak(40) < 1.2 * peak(10)
+
+
+RED = scenes.SceneAttributes("black", "red", "square", "bounce")
+
+
+def clip(attributes: scenes.SceneAttributes, frames: int) -> Any:
+    """A true scene."""
+    scene = scenes.sample_scenes([attributes], np.random.default_rng(0))
+    return oracle.to_uint8(scenes.render(scene, torch.arange(frames), 64)[0])
+
+
+@pytest.mark.parametrize(("seconds", "segment_seconds"), [(4, 10), (4, 2), (12, 5)])
+def test_an_ending_that_breaks_is_told_from_one_that_does_not(
+    tiny_folder: Path, tmp_path: Path, seconds: int, segment_seconds: int
+) -> None:
+    model, bench = load_model(str(tiny_folder)), Bench(str(tiny_folder), "cpu", tmp_path, segment_seconds)
+    right, second = clip(RED, seconds * 24), scenes.FPS
+    noise = np.random.default_rng(0).integers(0, 256, (2 * second, 64, 64, 3), dtype=np.uint8)
+    gray, blue = (
+        clip(replace(RED, **change), seconds * 24) for change in ({"background": "gray"}, {"color": "blue"})
+    )
+    endings = {
+        "another background": gray[-2 * second :],
+        "another color": blue[-2 * second :],
+        "noise": noise,
+        "nothing for two seconds": np.full_like(noise, right[0, 0, 0]),
+        "nothing for one second": np.full_like(noise[:second], right[0, 0, 0]),
+        "frozen for two seconds": np.repeat(right[-2 * second, None], 2 * second, axis=0),
+        "frozen for one second": np.repeat(right[-second, None], second, axis=0),
+        "a second object": np.maximum(right[-2 * second :], np.roll(blue[-2 * second :], 32, axis=2)),
+        "nothing": right[:0],
+    }
+    for words, ending in endings.items():
+        case = Case("red square", "one object moving", RED)
+        job = Job("x", "rendered", str(tiny_folder), case, 0, seconds, 0, stills=False)
+        measurement = Measurement(bench, job, model, len(right))
+        measurement.take(np.concatenate([right[: len(right) - len(ending)], ending]))
+        found = figures.of_video(measurement.finish() | {"cost": {}})
+        broken = words != "nothing"
+        assert (found["ending"], found["ended_badly"]) == (not broken, broken), words
 
 
 def test_a_turning_prompt_changes_in_one_respect_and_says_so_in_words() -> None:
