@@ -205,7 +205,10 @@ _SHARES = {
     *("follows", "background", "color", "shape", "motion", "present", "jumps", "follows_last", "identity"),
     *("ending", "diverged", "jittered", "ended_badly", "decayed", "lost", "flickering", "seam_power"),
 }
-_CHANGES = {"follows_change": (-1, 1), "color_error_change": (-math.inf, math.inf)}
+_CHANGES: dict[str, tuple[float, float]] = {
+    "follows_change": (-1, 1),
+    "color_error_change": (-math.inf, math.inf),
+}
 _LOSS = {
     "seen": "a loss is seen",
     "the opposite is seen": "a gain is seen",

@@ -149,7 +149,12 @@ class Plan:
         return replace(self, sets=tuple(one for one in sets if one.methods)).checked()
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", Mapping: "a table"}
+_KINDS: dict[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Mapping: "a table",
+}
 
 
 def _check_kinds(table: VideoSet | Plan, kinds: Mapping[str, type]) -> None:
@@ -537,13 +542,10 @@ def _pool(bench: Bench, processes: int) -> Iterator[Callable[[Job], Future[dict[
 
 def _check_device(name: str) -> None:
     """Raises EvaluationError for a device that is not here."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise EvaluationError(f"--device {name}: choose cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise EvaluationError(f"--device {name}: torch {torch.__version__} finds no such GPU here")
 
 
