@@ -62,6 +62,7 @@ _MODEL: dict[str, Any] = {
     "num_inference_steps": 10,
     "num_inference_steps_multiple_of": 5,
     "example_prompts": ["a red ball bouncing off the walls on a black background"],
+    "served": True,
 }
 _DELIVERY: dict[str, Any] = {
     "id": _EVENT_ID,
