@@ -100,7 +100,7 @@ def _sound(verdict: Mapping[str, Any]) -> bool:
     the object moves."""
     told = all(verdict[name] for name in ("background", "color", "shape"))
     alone = verdict["present"] >= WHOLE and verdict["stray"] <= 1 - WHOLE
-    return told and alone and verdict["still"] <= oracle.STILL_SECONDS
+    return bool(told and alone and verdict["still"] <= oracle.STILL_SECONDS)
 
 
 def of_video(video: Video) -> dict[str, float]:

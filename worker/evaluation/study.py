@@ -358,7 +358,8 @@ class Measurement:
         left = len(self._held) - len(self._ending)
         if left >= self._model.geometry.fps:
             return self._judge(self._held[:left], self.count - len(self._ending))
-        return self._segments[-1]["oracle"] if self._segments else None
+        before: dict[str, Any] | None = self._segments[-1]["oracle"] if self._segments else None
+        return before
 
     def _judge(self, frames: Any, end: int) -> dict[str, Any] | None:
         """Frames up to frame `end` against the prompt in force; None where no prompt is, or none that says enough."""

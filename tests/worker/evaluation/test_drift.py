@@ -90,9 +90,7 @@ def test_a_seam_at_every_chunk_is_seen() -> None:
 
 @pytest.mark.parametrize("seam", [(1, 4), (97, 8)])
 def test_without_joints_or_without_borders_beside_them_there_is_no_seam_ratio(seam: tuple[int, int]) -> None:
-    found = measured(video(), seam=seam)
-    assert found["seam_ratio"] is None
-    assert found["seam_power"] < 0.05
+    assert measured(video(), seam=seam)["seam_ratio"] is None
 
 
 def test_a_change_of_scene_is_a_cut() -> None:
