@@ -42,14 +42,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _run(options)
     except (ConfigError, ModelLoadError, FileNotFoundError) as error:
-        missing = isinstance(error, FileNotFoundError)
+        message = str(error)
+        if isinstance(error, FileNotFoundError):
+            message = f"there is no {error.filename or error}; were the stages before this one run with the same --out?"
         if os.environ.get("RANK", "0") == "0":
-            print(f"longtake training: {_missing(error) if missing else error}", file=sys.stderr)
+            print(f"longtake training: {message}", file=sys.stderr)
         sys.exit(2)
-
-
-def _missing(error: FileNotFoundError) -> str:
-    return f"there is no {error.filename or error}; have the stages before this one been run with the same --out?"
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -57,10 +55,10 @@ def _run(options: argparse.Namespace) -> None:
     device, folder = recipe.device(), options.model or out / "model"
     if recipe.machine.threads:
         torch.set_num_threads(recipe.machine.threads)
+    if options.stage in ("import", "evaluate") and not folder.is_dir():
+        raise ConfigError(f"--model: there is no folder {folder}")
     match options.stage:
         case "import":
-            if not folder.is_dir():
-                raise ConfigError(f"--model: there is no folder {folder}")
             export.read(recipe.vae, recipe.text, recipe.transformer, folder=folder, checkpoints=out)
         case "vae":
             vae.train(recipe.vae, recipe.vae_training, out, device)
@@ -90,13 +88,18 @@ def _run(options: argparse.Namespace) -> None:
                 folder=folder,
             )
         case "evaluate":
-            from worker.evaluation import study  # asks for more than training does
+            from worker.evaluation import cases, study  # ask for more than training does
+
+            try:
+                plan = study.Plan.read(options.plan)
+            except cases.EvaluationError as error:
+                raise ConfigError(f"--plan: {error}") from error
 
             autoencoder = vae.quality(folder / "vae", recipe.latents.size, device)
             (out / "autoencoder.json").write_text(json.dumps(autoencoder, indent=1) + "\n")
             print(json.dumps(autoencoder), flush=True)
             study.run(
-                study.Plan.read(options.plan),
+                plan,
                 model=str(folder),
                 output=out / "evaluation",
                 device=device.type,

@@ -43,7 +43,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every stage of the recipe, run as the command runs it."""
     folder = tmp_path_factory.mktemp("tiny")
     for stage in ("vae", "latents", "transformer", "decoder", "export"):
-        command.main([stage, "--config", str(CONFIG), "--out", str(folder)])
+        command.main([*stage.split(), "--config", str(CONFIG), "--out", str(folder)])
     return folder
 
 
@@ -325,6 +325,8 @@ def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
         ("transformer", ("", ""), "latents.pt"),
         ("latents", ("", ""), "vae.pt"),
         ("import", ("", ""), "no folder"),
+        ("evaluate --plan fortnight --model worker/models/builtin", ("", ""), "fortnight"),
+        ("evaluate", ("", ""), "no folder"),
         ("vae", ("kl_weight", "kl_wait"), "kl_wait"),
         ("vae", ("seed = 1", 'seed = "one"'), "seed"),
         ("vae", ("[vae]", "[vae"), "wrong.toml"),
@@ -341,7 +343,7 @@ def test_what_is_missing_or_wrong_is_one_line_and_exit_code_2(
         assert change[0] in text
         path.write_text(text.replace(*change, 1))
     with pytest.raises(SystemExit) as ended:
-        command.main([stage, "--config", str(path), "--out", str(tmp_path / "out")])
+        command.main([*stage.split(), "--config", str(path), "--out", str(tmp_path / "out")])
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("longtake training: ")
