@@ -25,12 +25,18 @@ class Machine:
     threads: int = 0  # per process, of a CPU; 0 leaves the choice to torch
 
 
-def _tables(path: Path) -> dict[str, Any]:
-    """The tables of a file over those of the file that it extends, if it does."""
+def _tables(path: Path, *extended_by: Path) -> dict[str, Any]:
+    """The tables of a file over those of the file that it extends, if it does. Raises `ConfigError`."""
+    if path.resolve() in extended_by:
+        raise run.ConfigError(f"{path}: extends itself")
     tables = run.read_toml(path)
-    if "extends" not in tables:
+    base_name = tables.pop("extends", None)
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise run.ConfigError(f"{path}: {name} is outside of the tables")
+    if base_name is None:
         return tables
-    base = _tables(path.parent / tables.pop("extends"))
+    base = _tables(path.parent / str(base_name), path.resolve(), *extended_by)
     return base | {name: base.get(name, {}) | table for name, table in tables.items()}
 
 

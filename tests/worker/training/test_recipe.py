@@ -332,6 +332,8 @@ def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
         ("vae", ("[vae]", "[vae"), "wrong.toml"),
         ("vae", ('device = "cpu"', 'device = "abacus"'), "abacus"),
         ("vae", None, "wrong.toml"),
+        ("vae", ("[machine]", 'extends = "wrong.toml"\n[machine]'), "extends itself"),
+        ("vae", ("[machine]", 'device = "cpu"\n[machine]'), "device is outside"),
     ],
 )
 def test_what_is_missing_or_wrong_is_one_line_and_exit_code_2(
