@@ -6,6 +6,7 @@
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /srv/longtake
+# Named by its number below, so that Kubernetes can see that it is not root.
 RUN useradd --system --uid 10001 --home-dir /var/lib/longtake --create-home longtake
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY app ./app
@@ -14,7 +15,7 @@ FROM base AS api
 RUN mkdir worker && touch worker/__init__.py \
     && pip install --constraint constraints.txt . \
     && rm -rf worker
-USER longtake
+USER 10001
 ENV LONGTAKE_HOST=0.0.0.0 LONGTAKE_PORT=8000 LONGTAKE_DATA_DIR=/var/lib/longtake
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
@@ -24,12 +25,12 @@ STOPSIGNAL SIGTERM
 CMD ["longtake", "api"]
 
 FROM base AS worker
-# TORCH_INDEX: an index to take torch from, for another CUDA version than the default index has.
+# TORCH_INDEX: an index to take torch from, and nothing else, for another CUDA version than the default index has.
 ARG TORCH_INDEX=""
-RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch numpy
+RUN pip install --constraint constraints.txt --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
 COPY worker ./worker
 RUN pip install --constraint constraints.txt '.[worker]'
-USER longtake
+USER 10001
 ENV LONGTAKE_DATA_DIR=/var/lib/longtake HF_HOME=/var/lib/longtake/huggingface
 # SIGTERM hands running videos over within one forward.
 STOPSIGNAL SIGTERM

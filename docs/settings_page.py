@@ -14,7 +14,7 @@ PAGE = Path(__file__).with_name("settings.md")
 
 _HEAD = """# Settings
 
-Every setting is an environment variable. Durations are in seconds and sizes in bytes, unless the name says otherwise. What is not set, or empty, has the default. Give the API and the workers the same ones: some are read by both. `longtake up`, `api` and `worker` have flags for some; a flag comes before its variable.
+Every setting is an environment variable. Durations are in seconds and sizes in bytes, unless the name says otherwise. What is not set, or empty, has the default. Give the API and the workers the same ones: some are read by both. `longtake up`, `api` and `worker` have flags for some; a flag comes before its variable. Commands that are clients of a service (`watch` and others) read `LONGTAKE_URL` and `LONGTAKE_API_KEY`.
 
 <!-- Written by docs/settings_page.py from app/settings.py; a test compares the two. -->
 """  # noqa: E501
@@ -44,7 +44,7 @@ def _values(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in kinds[0]["enum"])
     words = {"integer": "whole number", "number": "number", "boolean": "`true`, `false`", "string": "text"}
     bounds = [
-        f"{sign} {kinds[0][bound]:g}"
+        f"{sign} {kinds[0][bound]:.15g}"
         for bound, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
         if bound in kinds[0]
     ]

@@ -406,9 +406,19 @@ def _run(settings: Settings, signals: Signals | None) -> int:
     started = time.monotonic()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the loaders are imported
     with _ended_at_once(signals):
+        _without_progress_bars()
         model = load_model(settings.model, device=device)
     log.info("model %s loaded on %s in %.1f s", model.name, device, time.monotonic() - started)
     return serve(settings, model, model_card(model, description, settings.model), threading.Event(), signals)
+
+
+def _without_progress_bars() -> None:
+    """The loaders draw none between the lines of the log. Imported here: what is wrong with settings is told sooner."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def serve(

@@ -77,7 +77,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         module: Any = importlib.import_module("worker.evaluation.command")
     except ImportError as error:
         raise CommandError(
-            f"an evaluation needs `pip install 'longtake[worker,evaluation]'` ({error})", BAD_USAGE
+            f"an evaluation needs `pip install '.[worker,evaluation]'` in a checkout ({error})", BAD_USAGE
         ) from error
     try:
         if options.report:

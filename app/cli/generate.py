@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
         "\nWithout --url a service is started for this call, and ended after it. Ctrl-C cancels\n"
         "the video; an endless one it ends with the chunks that are begun, and writes it. With\n"
         "--no-wait it is only asked for: its id is printed, for `longtake watch` and the like.",
-        'longtake generate "a red ball rolls over green grass" --seconds 60 -o ball.mp4',
+        'longtake generate "a red ball bouncing off the walls" --seconds 60 -o ball.mp4',
     )
     generate.add_argument("prompt", metavar="PROMPT", help="what the video shows")
     generate.add_argument(

@@ -17,6 +17,7 @@ from app.client import DEFAULT_URL, LongtakeClient
 from app.jobs.job import Priority
 from app.schemas import ENDLESS
 from app.settings import Settings
+from app.storage import StoreMisconfigured, check_url
 from app.supervisor import BAD_USAGE
 
 Run = Callable[[argparse.Namespace], int]
@@ -46,7 +47,7 @@ class Commands:
         self.parser = _Parser(
             prog="longtake",
             description="Turns a prompt into a long video that can be watched while it is being made.",
-            epilog='Begin with: longtake generate "a red ball rolls over green grass" -o ball.mp4\n'
+            epilog='Begin with: longtake generate "a red ball bouncing off the walls" -o ball.mp4\n'
             "Settings are environment variables that begin with LONGTAKE_; flags come before them.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -193,6 +194,19 @@ def need_redis(settings: Settings, otherwise: str = "`longtake up` brings a Redi
     if settings.redis_url is None:
         raise CommandError(f"LONGTAKE_REDIS_URL is not set; {otherwise}", BAD_USAGE)
     return settings.redis_url.get_secret_value()
+
+
+def need_storage(settings: Settings) -> None:
+    """Raises `CommandError` for a URL that names no store, or none: each process would have one in its own folder."""
+    if settings.storage_url is None:
+        raise CommandError(
+            "LONGTAKE_STORAGE_URL is not set; the API and its workers share one store (s3://BUCKET, or file:///FOLDER)",
+            BAD_USAGE,
+        )
+    try:
+        check_url(settings.storage_url)
+    except StoreMisconfigured as error:
+        raise CommandError(f"LONGTAKE_STORAGE_URL: {error}", BAD_USAGE) from error
 
 
 def model_name(given_model: str | None) -> str | None:

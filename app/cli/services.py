@@ -18,12 +18,13 @@ from app.cli.grammar import (
     model_flag,
     model_name,
     need_redis,
+    need_storage,
     settings_with,
 )
 from app.jobs.connection import connect
 from app.jobs.store import VideoStore
 from app.recover import Found, recover
-from app.storage import StorageError, store_of
+from app.storage import StorageError, StoreMisconfigured, store_of
 from app.supervisor import BAD_USAGE, Supervisor
 
 
@@ -50,7 +51,8 @@ def add(commands: Commands) -> None:
         "run the HTTP API alone",
         "\nFor a service over several machines: any number of these, and of workers, share one\n"
         "Redis (LONGTAKE_REDIS_URL) and one object store (LONGTAKE_STORAGE_URL).",
-        "LONGTAKE_REDIS_URL=redis://queue:6379/0 longtake api --host 0.0.0.0",
+        "LONGTAKE_REDIS_URL=redis://queue:6379/0 LONGTAKE_STORAGE_URL=s3://videos LONGTAKE_API_KEYS_FILE=keys.json "
+        "longtake api --host 0.0.0.0",
     )
     api.add_argument("--host", help="address to listen on (default 127.0.0.1: this machine only)")
     api.add_argument("--port", type=int, help="port to listen on (default 8000)")
@@ -61,7 +63,7 @@ def add(commands: Commands) -> None:
         "run one worker alone",
         "\nA worker loads one model and makes the videos that are asked of it. SIGTERM hands its\n"
         "videos over to other workers.",
-        "LONGTAKE_REDIS_URL=redis://queue:6379/0 longtake worker --model /models/wan",
+        "LONGTAKE_REDIS_URL=redis://queue:6379/0 LONGTAKE_STORAGE_URL=s3://videos longtake worker --model /models/wan",
     )
     model_flag(worker)
 
@@ -72,7 +74,7 @@ def add(commands: Commands) -> None:
         "\nWhat Redis knows as well or better stays as it is, so this can be run at any time, also\n"
         "twice, and while the service works. Videos that have ended come first; unfinished ones go\n"
         "back in line. One line per video; exit code 1 when one of them needs a person to look.",
-        "LONGTAKE_REDIS_URL=redis://queue:6379/0 longtake recover --dry-run",
+        "LONGTAKE_REDIS_URL=redis://queue:6379/0 LONGTAKE_STORAGE_URL=s3://videos longtake recover --dry-run",
     )
     recover.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     recover.add_argument("--quiet", action="store_true", help="no lines for videos that are fine")
@@ -98,6 +100,7 @@ def _up(options: argparse.Namespace) -> int:
 def _api(options: argparse.Namespace) -> int:
     settings = settings_with(host=options.host, port=options.port)
     need_redis(settings)
+    need_storage(settings)
     from app.main import serve
 
     return serve(settings)
@@ -106,11 +109,13 @@ def _api(options: argparse.Namespace) -> int:
 def _worker(options: argparse.Namespace) -> int:
     settings = settings_with(model=model_name(options.model))
     need_redis(settings)
+    need_storage(settings)
     # By name: the API's installation has no torch, and nothing of it may ask for it.
     try:
         module: Any = importlib.import_module("worker.main")
     except ImportError as error:
-        raise CommandError(f"a worker needs `pip install 'longtake[worker]'` ({error})", BAD_USAGE) from error
+        message = f"a worker needs `pip install '.[worker]'` in a checkout of longtake ({error})"
+        raise CommandError(message, BAD_USAGE) from error
     code: int = module.main(settings)
     return code
 
@@ -118,6 +123,7 @@ def _worker(options: argparse.Namespace) -> int:
 def _recover(options: argparse.Namespace) -> int:
     settings = settings_with()
     redis_url = need_redis(settings, "`longtake up` recovers its own folder by itself")
+    need_storage(settings)
 
     def tell(found: Found) -> None:
         if found.problem or not options.quiet:
@@ -129,6 +135,7 @@ def _recover(options: argparse.Namespace) -> int:
     except RedisError as error:
         raise CommandError(f"Redis is not reachable ({type(error).__name__}); run it again") from error
     except StorageError as error:
-        raise CommandError(f"{error}; run it again") from error
+        again = "" if isinstance(error, StoreMisconfigured) else "; run it again"
+        raise CommandError(f"{error}{again}") from error
     print(f"{'would be: ' if options.dry_run else ''}{summary}")
     return 1 if summary.problems else 0

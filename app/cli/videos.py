@@ -86,7 +86,7 @@ def add(commands: Commands) -> None:
         (
             "continue a finished video in a new one",
             "\nThe new video begins with the old one. Prints the new one's id.",
-            'longtake extend video_0199… "night falls" --seconds 120',
+            'longtake extend video_0199… "a red ball moving in circles" --seconds 120',
         ),
         _tell_id,
     )
@@ -99,7 +99,7 @@ def add(commands: Commands) -> None:
         (
             "make a video again with another prompt",
             "\nSeed and settings are those of the old one. Prints the new one's id.",
-            'longtake remix video_0199… "the same lake in winter"',
+            'longtake remix video_0199… "a blue ball bouncing off the walls"',
         ),
         _tell_id,
     )

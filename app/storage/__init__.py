@@ -68,36 +68,44 @@ def open_store(
     Raises:
         StoreMisconfigured: the URL names no store, or the folder cannot be used.
     """
+    check_url(url)
     parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.scheme == "file":
+        return FilesystemStore(Path(path))
+    # boto3 takes a quarter of a second to import, which a laptop with a folder need not wait for.
+    from app.storage.s3 import S3Store
+
+    store = S3Store(
+        parts.netloc,
+        prefix=path.strip("/"),
+        endpoint_url=s3_endpoint_url,
+        public_endpoint_url=s3_public_endpoint_url,
+        region=s3_region,
+        addressing=s3_addressing,
+        access_key_id=s3_access_key_id,
+        secret_access_key=s3_secret_access_key,
+        timeout_seconds=s3_timeout_seconds,
+        max_attempts=s3_max_attempts,
+    )
+    if s3_ensure_bucket:
+        store.ensure_bucket()
+    return store
+
+
+def check_url(url: str) -> None:
+    """Raises StoreMisconfigured when a URL can name no store."""
+    parts = urlsplit(url)
+    path = unquote(parts.path)
+    if parts.scheme not in ("file", "s3"):
+        raise StoreMisconfigured("a storage URL begins with file:// or s3://")
     if parts.query or parts.fragment:
         raise StoreMisconfigured("a storage URL has no query and no fragment")
     if parts.scheme == "file":
-        path = unquote(parts.path)
         if parts.netloc not in ("", "localhost") or not path.startswith("/") or "\0" in path:
             raise StoreMisconfigured("a file storage URL is file:// and an absolute path")
-        return FilesystemStore(Path(path))
-    if parts.scheme == "s3":
-        if not parts.netloc or set(parts.netloc) & set("@:"):
-            raise StoreMisconfigured("an S3 storage URL is s3://bucket or s3://bucket/prefix")
-        # boto3 takes a quarter of a second to import, which a laptop with a folder need not wait for.
-        from app.storage.s3 import S3Store
-
-        store = S3Store(
-            parts.netloc,
-            prefix=unquote(parts.path).strip("/"),
-            endpoint_url=s3_endpoint_url,
-            public_endpoint_url=s3_public_endpoint_url,
-            region=s3_region,
-            addressing=s3_addressing,
-            access_key_id=s3_access_key_id,
-            secret_access_key=s3_secret_access_key,
-            timeout_seconds=s3_timeout_seconds,
-            max_attempts=s3_max_attempts,
-        )
-        if s3_ensure_bucket:
-            store.ensure_bucket()
-        return store
-    raise StoreMisconfigured("a storage URL begins with file:// or s3://")
+    elif not parts.netloc or set(parts.netloc) & set("@:"):
+        raise StoreMisconfigured("an S3 storage URL is s3://bucket or s3://bucket/prefix")
 
 
 def store_of(settings: Settings, *, timeout_seconds: float = 20.0, max_attempts: int = 3) -> ObjectStore:

@@ -375,6 +375,7 @@ def test_watch_of_a_cancelled_video_fails(api: Api, capsys: pytest.CaptureFixtur
     [
         (("LONGTAKE_PORT", "99999"), "LONGTAKE_PORT: "),
         (("LONGTAKE_LOG_LEVEL", "LOUD"), "LONGTAKE_LOG_LEVEL: "),
+        (("LONGTAKE_REDIS_URL", "redis://:pass/word@redis:6379/0"), "LONGTAKE_REDIS_URL: "),
         (("LONGTAKE_LEASE_SECONDS", "1"), "LONGTAKE_LEASE_SECONDS must be at least twice"),
     ],
 )
@@ -396,13 +397,27 @@ def test_api_and_worker_need_a_redis(command: str, capsys: pytest.CaptureFixture
     assert complaint(capsys) == "LONGTAKE_REDIS_URL is not set; `longtake up` brings a Redis of its own"
 
 
+@pytest.mark.parametrize("command", ["api", "worker", "recover"])
+def test_without_a_shared_store_each_would_have_one_of_its_own(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LONGTAKE_REDIS_URL", "redis://127.0.0.1:1")
+    assert main([command]) == 2
+    told = complaint(capsys)
+    assert told.startswith("LONGTAKE_STORAGE_URL is not set; the API and its workers share one store")
+    monkeypatch.setenv("LONGTAKE_STORAGE_URL", "/srv/videos")
+    assert main([command]) == 2
+    assert complaint(capsys) == "LONGTAKE_STORAGE_URL: a storage URL begins with file:// or s3://"
+
+
 def test_worker_without_its_packages_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LONGTAKE_REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("LONGTAKE_STORAGE_URL", "s3://videos")
     monkeypatch.setitem(sys.modules, "worker.main", None)
     assert main(["worker"]) == 2
-    assert complaint(capsys).startswith("a worker needs `pip install 'longtake[worker]'`")
+    assert complaint(capsys).startswith("a worker needs `pip install '.[worker]'`")
 
 
 def test_up_without_a_redis_server_says_what_to_install(

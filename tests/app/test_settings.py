@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from app.settings import Settings
@@ -33,6 +32,21 @@ def test_a_slash_behind_the_public_url_is_none_of_it() -> None:
     assert Settings(public_url="https://video.example/").public_url == "https://video.example"
     assert Settings(public_url="https://example/video").public_url == "https://example/video"
     assert Settings().public_url is None
+
+
+def test_a_password_that_breaks_the_url_of_redis_is_told_and_not_repeated() -> None:
+    assert Settings(redis_url="redis://:pass%2Fword@redis:6379/0").redis_url is not None  # type: ignore[arg-type]
+    for url in ("redis://:pass/word@redis:6379/0", "redis.internal:6379"):
+        with pytest.raises(ValidationError, match="percent-encoded") as told:
+            Settings(redis_url=url)  # type: ignore[arg-type]
+        assert url not in told.value.errors()[0]["msg"]
+
+
+def test_the_port_that_kubernetes_gives_to_the_pods_of_a_service_is_not_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LONGTAKE_PORT", "tcp://10.0.0.1:8000")
+    assert Settings().port == Settings.model_fields["port"].default
 
 
 def test_every_codec_can_be_chosen_and_has_its_own_quality_until_one_is_set() -> None:
@@ -71,15 +85,3 @@ def test_downloads_are_signed_for_the_region_of_the_bucket(
         monkeypatch.setenv(name, value)
     store = store_of(Settings(storage_url="s3://bucket", **given))  # type: ignore[arg-type]
     assert f"%2F{region}%2Fs3%2Faws4_request" in (store.presign("a", 60) or "")
-
-
-def test_the_compose_file_gives_each_worker_a_gpu_of_its_own_and_everybody_the_settings_file() -> None:
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    for name in ("api", "worker"):
-        assert services[name]["env_file"] == [{"path": "longtake.env", "required": False}]
-        assert "LONGTAKE_MODEL" in services[name]["environment"]
-        for variable in services[name]["environment"]:
-            known = variable.removeprefix("LONGTAKE_").lower() in Settings.model_fields
-            assert known or not variable.startswith("LONGTAKE_")
-    (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
-    assert device["device_ids"] == ["0"]

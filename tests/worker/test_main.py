@@ -249,13 +249,16 @@ def test_heartbeat_and_watchdog_go_on_after_an_unexpected_error(
     ]
 
 
-def run_worker(settings: Settings, **environment: str) -> subprocess.CompletedProcess[str]:
+def environment_of(settings: Settings, **environment: str) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGTAKE_")}
     assert settings.redis_url is not None
-    env |= {"LONGTAKE_REDIS_URL": settings.redis_url.get_secret_value(), **environment}
+    return env | {"LONGTAKE_REDIS_URL": settings.redis_url.get_secret_value(), **environment}
+
+
+def run_worker(settings: Settings, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "worker.main"],
-        env=env,
+        env=environment_of(settings, **environment),
         capture_output=True,
         text=True,
         timeout=120,
@@ -338,3 +341,20 @@ def test_logs_are_json_on_request_and_hold_no_password(work: Any, own_redis: Emb
     lines = [json.loads(line) for line in worker.words.splitlines()]
     assert any(line.get("video") == spec.id for line in lines)
     assert own_redis.password not in worker.words
+
+
+def test_loading_a_real_model_draws_nothing_between_the_lines_of_the_log(work: Any) -> None:
+    settings = work.settings()
+    env = environment_of(
+        settings, LONGTAKE_LOG_JSON="true", LONGTAKE_STORAGE_URL=settings.resolved_storage_url
+    )
+    command = [sys.executable, "-m", "worker.main"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stderr is not None
+        told = []
+        for line in worker.stderr:
+            told.append(json.loads(line)["message"])
+            if " is ready" in told[-1]:
+                worker.send_signal(signal.SIGTERM)
+        assert worker.wait(60) == 0
+    assert any("model longtake-scenes-64 loaded" in line for line in told)

@@ -373,7 +373,7 @@ def test_the_command_tells_each_video_and_exits_1_when_one_needs_a_person(
     assert work.video(whole.id) == whole
     code, _, error = command(LONGTAKE_REDIS_URL="")
     assert code != 0
-    assert command(LONGTAKE_STORAGE_URL="ftp://x")[0] == 1
+    assert command(LONGTAKE_STORAGE_URL="ftp://x")[0] == 2
 
 
 @pytest.mark.parametrize("moment", ["waiting", "running"])

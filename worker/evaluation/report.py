@@ -1,6 +1,6 @@
 """The results of an evaluation as Markdown, plots and contact sheets, from its JSON alone.
 
-Plots need matplotlib (`pip install 'longtake[evaluation]'`). Contact sheets need the stills, which lie beside the JSON
+Plots need matplotlib (`pip install '.[evaluation]'`). Contact sheets need the stills, which lie beside the JSON
 of an evaluation as it was made; a copy of the JSON without them keeps the sheets it came with.
 """
 
@@ -670,7 +670,7 @@ def _canvas(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure as Canvas
     except ImportError as error:
-        raise EvaluationError(f"plots need `pip install 'longtake[evaluation]'` ({error})") from error
+        raise EvaluationError(f"plots need `pip install '.[evaluation]'` in a checkout ({error})") from error
     return Canvas(figsize=(width, height), dpi=90, layout="constrained")
 
 
