@@ -64,6 +64,9 @@ _BUSY = {
     "RequestTimeout",
     "RequestLimitExceeded",
     "TooManyRequests",
+    # In the list of what a DeleteObjects did not delete, which comes with status 200.
+    "InternalError",
+    "ServiceUnavailable",
 }
 _REFUSED = {
     "403",
@@ -145,6 +148,7 @@ class S3Store:
                 )
 
             self._client = client(endpoint_url)
+            self._client.meta.events.register("before-sign.s3.DeleteObjects", _with_md5)
             self._public_client = client(public_endpoint_url) if public_endpoint_url else self._client
         self._transfer = TransferConfig(
             multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4
@@ -315,6 +319,12 @@ class S3Store:
             for entry in page:
                 key = entry["Key"].removeprefix(self._prefix)
                 yield _info(key, entry["Size"], entry["ETag"], entry["LastModified"], None)
+
+
+def _with_md5(request: Any, **_event: object) -> None:
+    """Adds what older servers want of a deletion of many objects; boto3 sends only a checksum of the newer kind."""
+    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _info(key: str, size: int, etag: str, modified: datetime, content_type: str | None) -> ObjectInfo:

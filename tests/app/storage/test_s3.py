@@ -1,5 +1,7 @@
 """What is particular to S3: presigned URLs, credentials, and a server that fails in every way it can."""
 
+import base64
+import hashlib
 import socket
 import threading
 import time
@@ -8,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+from botocore.awsrequest import AWSPreparedRequest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
@@ -168,6 +171,22 @@ def test_more_objects_than_a_page_holds_are_listed_and_deleted(moto) -> None:
     assert [info.key for info in store.list("videos/a/")] == [chunk_key("a", index) for index in range(1_010)]
     store.delete_prefix("videos/a/")
     assert list(store.list("videos/a/")) == []
+
+
+def test_a_deletion_of_many_objects_carries_the_md5_that_older_servers_want(s3) -> None:
+    store = s3.open(prefix="md5")
+    store.put(KEY, b"x")
+    sent: list[tuple[str | None, bytes]] = []
+
+    def look(request: AWSPreparedRequest, **_event: object) -> None:
+        sent.append((request.headers.get("Content-MD5"), request.body))
+
+    store._client.meta.events.register("before-send.s3.DeleteObjects", look)
+    store.delete_prefix(video_prefix("video_1"))
+    assert not store.exists(KEY)
+    ((digest, body),) = sent
+    assert digest is not None
+    assert base64.b64decode(digest) == hashlib.md5(body, usedforsecurity=False).digest()
 
 
 # A server in trouble. The real ones do not fail on demand, so these few lines of HTTP stand in for them.
@@ -334,8 +353,10 @@ def test_a_deletion_that_the_server_refuses_for_one_object_is_reported(
     store.put(KEY, b"x")
     answer = {"Errors": [{"Key": KEY, "Code": "SlowDown", "Message": SECRET}]}
     monkeypatch.setattr(store._client, "delete_objects", lambda **request: answer)
-    with pytest.raises(StoreUnavailable):
-        store.delete_prefix(video_prefix("video_1"))
+    for code in ("SlowDown", "InternalError"):
+        answer["Errors"][0]["Code"] = code
+        with pytest.raises(StoreUnavailable):
+            store.delete_prefix(video_prefix("video_1"))
 
 
 def test_a_missing_object_behind_a_prefix_is_named_by_its_key(moto) -> None:
