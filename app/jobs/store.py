@@ -51,11 +51,10 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import ValidationError
-from redis.exceptions import WatchError
 from rq.job import Job
 
 from app.jobs import queue
-from app.jobs.connection import Connection
+from app.jobs.connection import Connection, optimistically
 from app.jobs.deliveries import (
     ENQUEUE_LUA,
     Delivery,
@@ -605,7 +604,7 @@ class VideoStore:
         watched = [video_key(spec.id), *([idem] if idem else [])]
         if limits.max_queued or limits.seconds_per_day:
             watched.append(owner_key(spec.owner))  # changed by every other video that counts against them
-        return self._optimistically(transact, *watched)
+        return optimistically(self.redis, transact, *watched)
 
     def replayed(self, owner: str, key: str, digest: str) -> Video | None:
         """The video that an idempotency key names already. Raises `IdempotencyMismatch` and `RecordError`."""
@@ -655,7 +654,7 @@ class VideoStore:
                 self._add_event(pipe, video_id, Event("status", self._wire(changed)))
             return changed
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def request_pause(self, video_id: str) -> Video:
         """Pauses a waiting video at once and tells a running one to rest after its next chunk.
@@ -680,7 +679,7 @@ class VideoStore:
             pipe.hset(video_key(video_id), "fence", "")
             return self._change(pipe, video, status=Status.PAUSED)
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def resume(self, video_id: str) -> Video:
         """Puts a paused video back at the front of its owner's line, or lets a running one go on after all.
@@ -703,7 +702,7 @@ class VideoStore:
             self._enqueue(pipe, video.spec, now, "front")
             return self._change(pipe, video, status=Status.QUEUED)
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def request(
         self, video_id: str, change: Callable[[Video], Video], *, limits: Limits = UNLIMITED
@@ -742,7 +741,7 @@ class VideoStore:
                 pipe.hset(video_key(video_id), "revision", revision)
             return changed
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def spent_seconds(self, owner: str) -> float:
         """What an owner has asked for today, and what was made beyond it."""
@@ -767,7 +766,7 @@ class VideoStore:
             pipe.zrem(EXPIRING_KEY, video.id)
             pipe.set(deleted_key(video.id), 1, ex=DELETED_SECONDS)
 
-        self._optimistically(transact, video_key(video.id))
+        optimistically(self.redis, transact, video_key(video.id))
 
     def was_deleted(self, video_id: str) -> bool:
         """Whether a video that has no record was deleted. False: Redis lost it, and its objects must stay."""
@@ -836,7 +835,7 @@ class VideoStore:
             return Restored.PAUSED if state.status is Status.PAUSED else Restored.QUEUED
 
         keys = (video_key(spec.id), deleted_key(spec.id), queue.waiting_key(name), queue.leases_key(name))
-        return self._optimistically(transact, *keys)
+        return optimistically(self.redis, transact, *keys)
 
     def _write_restored(self, pipe: Connection, name: str, video: Video, manifest: Manifest) -> None:
         spec, state = video.spec, video.state
@@ -913,7 +912,7 @@ class VideoStore:
             self._add_event(pipe, video_id, Event("status", self._wire(claimed)))
             return claimed, fence
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def update(self, video_id: str, fence: str, *, events: Iterable[Event] = (), **changes: Any) -> None:
         """Changes state fields of a running video, and tells its watchers.
@@ -1001,7 +1000,7 @@ class VideoStore:
                 stalled=None,
             )
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def controls(self, video_id: str, fence: str) -> Controls:
         """What is wanted of a running video, at the cost of one small read. Raises `FenceLost` and `VideoGone`."""
@@ -1048,7 +1047,7 @@ class VideoStore:
             self._replace(pipe, video, changed)
             return changed, raw.get(b"revision", b"").decode()
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     # -- leases and lost videos -------------------------------------------------------------------------
 
@@ -1092,7 +1091,7 @@ class VideoStore:
                 return
             self._change(pipe, video, status=Status.IN_PROGRESS, worker=worker)
 
-        self._optimistically(transact, video_key(video_id))
+        optimistically(self.redis, transact, video_key(video_id))
 
     def reconcile(self, lease_seconds: float) -> list[str]:
         """Puts every unfinished video back in line that neither waits nor has a live lease; returns their ids.
@@ -1151,7 +1150,7 @@ class VideoStore:
             return True
 
         keys = (video_key(video_id), queue.waiting_key(name), queue.leases_key(name))
-        return self._optimistically(transact, *keys)
+        return optimistically(self.redis, transact, *keys)
 
     def _waiting_or_leased(self, connection: Connection, name: str) -> set[str]:
         """Ids that stand in a queue or have a live lease there. Drops leases that have run out."""
@@ -1327,19 +1326,6 @@ class VideoStore:
         if _without_prompts(new) != _without_prompts(old):
             self._add_event(pipe, new.id, Event("status", self._wire(new)))
         return True
-
-    def _optimistically(self, transact: Callable[[Connection], T], *watched: str) -> T:
-        """Runs `transact` with the keys watched until no one else changed them meanwhile."""
-        while True:
-            with self.redis.pipeline() as pipe:
-                try:
-                    if watched:
-                        pipe.watch(*watched)
-                    result = transact(pipe)
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return result
 
     def _write(
         self,
