@@ -51,6 +51,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import ValidationError
+from redis.exceptions import NoPermissionError
 from rq.job import Job
 
 from app.jobs import queue
@@ -218,7 +219,7 @@ class Event:
     data: Mapping[str, Any]
 
 
-# KEYS: video, chunks, events, active, counted, the owner's account of the day, expiring, announced.
+# KEYS: video, chunks, events, active, counted, expiring, announced, and with a chunk the owner's account of the day.
 # ARGV: fence, chunk index or '', chunk JSON, max events, id of the video if this ends it or '', when it expires or '',
 # number of fields, field, value, ..., then event type, event data, ...
 # An event of type `webhooks` is no event but the deliveries that this causes.
@@ -245,13 +246,13 @@ if ARGV[2] ~= '' then
   local made = math.floor((chunk.first_frame + chunk.frames) * 1000 / fps)
   if charged and made > charged then
     redis.call('HSET', KEYS[1], 'charged', made)
-    redis.call('INCRBY', KEYS[6], made - charged)
-    redis.call('EXPIRE', KEYS[6], ACCOUNT_SECONDS)
+    redis.call('INCRBY', KEYS[8], made - charged)
+    redis.call('EXPIRE', KEYS[8], ACCOUNT_SECONDS)
   end
 end
 if ARGV[5] ~= '' then
   redis.call('HDEL', KEYS[4], ARGV[5])
-  if ARGV[6] ~= '' then redis.call('ZADD', KEYS[7], ARGV[6], ARGV[5]) end
+  if ARGV[6] ~= '' then redis.call('ZADD', KEYS[6], ARGV[6], ARGV[5]) end
   for i = 8, 6 + 2 * ARGV[7], 2 do
     local value = cjson.decode(ARGV[i + 1])
     if ARGV[i] == 'status' then redis.call('HINCRBY', KEYS[5], 'ended:' .. value, 1) end
@@ -271,7 +272,7 @@ while at < #ARGV do
     enqueue_webhooks(KEYS[1], ARGV[at + 1])
   else
     local id = redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'type', ARGV[at], 'data', ARGV[at + 1])
-    if ARGV[at] == 'chunk' then redis.call('XADD', KEYS[8], id, 'index', ARGV[2]) end
+    if ARGV[at] == 'chunk' then redis.call('XADD', KEYS[7], id, 'index', ARGV[2]) end
   end
   at = at + 2
 end
@@ -383,6 +384,7 @@ class VideoStore:
         self.idempotency_seconds = idempotency_seconds
         self.keep_seconds = keep_seconds
         self._unreadable: set[str] = set()  # told to the log
+        self._told_no_info = False
         self._write_script = connection.register_script(_WRITE)
         self._hold_script = connection.register_script(_HOLD)
         self.line = Line(connection, starvation_seconds=starvation_seconds, turn_seconds=turn_seconds)
@@ -1097,7 +1099,8 @@ class VideoStore:
         """Puts every unfinished video back in line that neither waits nor has a live lease; returns their ids.
 
         Workers call it all the time; one of them at a time does the work. While Redis has been up for less than a
-        lease nothing is done: the workers that ran before it went down may come back and renew theirs.
+        lease nothing is done: the workers that ran before it went down may come back and renew theirs (see
+        `_uptime_seconds`).
         """
         mine = self.redis.set(RECONCILED_KEY, 1, nx=True, px=max(1, int(lease_seconds * 1000 / 8)))
         if not mine or self._uptime_seconds() < lease_seconds:
@@ -1168,7 +1171,19 @@ class VideoStore:
         return {member.decode().partition(":")[0] for member in leased}
 
     def _uptime_seconds(self) -> float:
-        return float(self.redis.info("server").get("uptime_in_seconds", float("inf")))
+        """How long Redis has been up; for ever where its ACL does not let us ask.
+
+        Then videos may be put back in line, after a restart of Redis, whose workers are there and go on with them.
+        """
+        try:
+            return float(self.redis.info("server").get("uptime_in_seconds", math.inf))
+        except NoPermissionError:
+            if not self._told_no_info:
+                self._told_no_info = True
+                log.warning(
+                    "the ACL of Redis does not allow INFO: after a restart of it workers are not waited for"
+                )
+            return math.inf
 
     # -- models and workers -----------------------------------------------------------------------------
 
@@ -1361,10 +1376,11 @@ class VideoStore:
             events_key(video_id),
             ACTIVE_KEY,
             COUNTED_KEY,
-            account,
             EXPIRING_KEY,
             announced_key(video_id),
         ]
+        if account:  # the ACL of Redis may know no key without a name
+            keys.append(account)
         code = int(self._write_script(keys=keys, args=arguments))
         if code == -1:
             raise VideoGone(video_id)
