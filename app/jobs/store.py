@@ -775,15 +775,24 @@ class VideoStore:
         return bool(self.redis.exists(deleted_key(video_id)))
 
     def expired(self, limit: int) -> list[Video]:
-        """Videos whose time is up, the oldest first. All of them have ended."""
+        """Videos whose time is up, the oldest first. All of them have ended.
+
+        Those that an unfinished video still has to begin with are kept until it has taken over their chunks.
+        """
         now, kept = time.time(), 0
         expired: list[Video] = []
+        sources: set[str] | None = None
         while len(expired) < limit:
             at, most = len(expired) + kept, limit - len(expired)
             ids = self.redis.zrange(EXPIRING_KEY, "-inf", now, byscore=True, offset=at, num=most)
             if not ids:
                 break
+            if sources is None:
+                sources = self._sources()
             for video_id in (i.decode() for i in ids):
+                if video_id in sources:
+                    kept += 1
+                    continue
                 try:
                     video = self.get(video_id)
                 except RecordError as error:
@@ -801,6 +810,15 @@ class VideoStore:
                 else:  # not what the index says it is, so it stays
                     self.redis.zrem(EXPIRING_KEY, video_id)
         return expired
+
+    def _sources(self) -> set[str]:
+        """Videos whose chunks an unfinished one begins with and has not all taken over yet."""
+        unfinished = self.get_many(video_id.decode() for video_id in self.redis.hkeys(ACTIVE_KEY))
+        return {
+            video.spec.extended_from
+            for video in unfinished
+            if video.spec.extended_from is not None and video.state.chunks_ready < video.spec.given_chunks
+        }
 
     # -- back from the bucket ---------------------------------------------------------------------------
 

@@ -143,6 +143,24 @@ def test_a_video_cancelled_before_it_was_begun_expires_too(api: Api, store: Vide
     assert sweep(store, api.worker.objects) == [video_id]
 
 
+def test_a_video_that_another_is_to_continue_stays_until_its_chunks_are_taken_over(
+    api: Api, store: VideoStore
+) -> None:
+    source, other = made(api), made(api)
+    asked = {"video": {"id": source}, "prompt": "A blue ball", "seconds": 5}
+    extension = api.http.post("/v1/videos/extensions", json=asked).json()["id"]
+    for video_id in (source, other):
+        time_passes(store, video_id, 61)
+    assert sweep(store, api.worker.objects) == [other]
+    api.worker.claim(extension)
+    api.worker.commit(extension, 0)
+    assert sweep(store, api.worker.objects) == []
+    assert objects_of(api, source)
+    api.worker.commit(extension, 1)
+    assert sweep(store, api.worker.objects) == [source]
+    assert store.get(extension) is not None
+
+
 def test_without_the_setting_videos_stay(api: Api, redis_url: str) -> None:
     api.worker.videos.keep_seconds = 0.0
     video_id = made(api)
