@@ -7,12 +7,15 @@
 |                                  |        | `charged` (see `app.limits`) and the plain fields of `app.jobs.line` |
 | longtake:video:{id}:chunks       | list   | `ChunkRecord` JSON; the position in the list is the chunk's index  |
 | longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id. Only     |
-|                                  |        | about the newest `max_events` are kept                             |
+|                                  |        | about the newest `max_events` are kept, and an hour after the end  |
+|                                  |        | the last one                                                       |
 | longtake:video:{id}:announced    | stream | `index` of each chunk, under the id of its event                   |
 | longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
 | longtake:idempotency:{owner}:{k} | string | JSON `{"digest", "id", "schema_version"}`, expires                 |
 | longtake:active                  | hash   | id of every video not in a terminal state -> name of its RQ queue  |
 | longtake:expiring                | zset   | id of every video that has ended and will expire -> `expires_at`   |
+| longtake:ended                   | zset   | id of every video that has ended -> when, until its history is cut |
+| longtake:ended:found             | string | those are in it that ended before there was such a list            |
 | longtake:reconciled              | string | held by the worker that looked last for lost videos, expires       |
 | longtake:deleted:{id}            | string | the video was deleted, not lost: its objects may go; expires       |
 | longtake:models                  | hash   | model name -> `ModelCard` JSON, written by workers                 |
@@ -100,10 +103,18 @@ P = ParamSpec("P")
 MODELS_KEY = "longtake:models"
 ACTIVE_KEY = "longtake:active"
 EXPIRING_KEY = "longtake:expiring"
+ENDED_KEY = "longtake:ended"
+ENDED_FOUND_KEY = "longtake:ended:found"
 RECONCILED_KEY = "longtake:reconciled"
 COUNTED_KEY = "longtake:counted"
 WORKERS_KEY = "longtake:workers"
 DELETED_SECONDS = 7 * 24 * 3600
+
+# How long the events of a video are kept after its end, for those who watch it live; then only the last one is.
+HISTORY_SECONDS = 3600.0
+
+# Videos whose histories are cut together.
+_HISTORIES = 500
 
 # What those in line still take is read at most this often, however many ask; of a new one alone in between.
 PLACES_SECONDS = 0.25
@@ -219,7 +230,8 @@ class Event:
     data: Mapping[str, Any]
 
 
-# KEYS: video, chunks, events, active, counted, expiring, announced, and with a chunk the owner's account of the day.
+# KEYS: video, chunks, events, active, counted, expiring, announced, ended, and with a chunk the owner's account of the
+# day.
 # ARGV: fence, chunk index or '', chunk JSON, max events, id of the video if this ends it or '', when it expires or '',
 # number of fields, field, value, ..., then event type, event data, ...
 # An event of type `webhooks` is no event but the deliveries that this causes.
@@ -246,12 +258,13 @@ if ARGV[2] ~= '' then
   local made = math.floor((chunk.first_frame + chunk.frames) * 1000 / fps)
   if charged and made > charged then
     redis.call('HSET', KEYS[1], 'charged', made)
-    redis.call('INCRBY', KEYS[8], made - charged)
-    redis.call('EXPIRE', KEYS[8], ACCOUNT_SECONDS)
+    redis.call('INCRBY', KEYS[9], made - charged)
+    redis.call('EXPIRE', KEYS[9], ACCOUNT_SECONDS)
   end
 end
 if ARGV[5] ~= '' then
   redis.call('HDEL', KEYS[4], ARGV[5])
+  redis.call('ZADD', KEYS[8], redis.call('TIME')[1], ARGV[5])
   if ARGV[6] ~= '' then redis.call('ZADD', KEYS[6], ARGV[6], ARGV[5]) end
   for i = 8, 6 + 2 * ARGV[7], 2 do
     local value = cjson.decode(ARGV[i + 1])
@@ -644,6 +657,7 @@ class VideoStore:
             pipe.hset(video_key(video_id), mapping=_dump(_state_fields(**changes)))
             if changed.state.status is Status.CANCELLED:
                 pipe.hdel(ACTIVE_KEY, video_id)
+                pipe.zadd(ENDED_KEY, {video_id: now})
                 self._dequeue(pipe, video.spec)
                 if changed.state.expires_at is not None:
                     pipe.zadd(EXPIRING_KEY, {video_id: changed.state.expires_at})
@@ -766,6 +780,7 @@ class VideoStore:
             pipe.zrem(owner_key(video.spec.owner), video.id)
             pipe.hdel(ACTIVE_KEY, video.id)
             pipe.zrem(EXPIRING_KEY, video.id)
+            pipe.zrem(ENDED_KEY, video.id)
             pipe.set(deleted_key(video.id), 1, ex=DELETED_SECONDS)
 
         optimistically(self.redis, transact, video_key(video.id))
@@ -820,6 +835,40 @@ class VideoStore:
             if video.spec.extended_from is not None and video.state.chunks_ready < video.spec.given_chunks
         }
 
+    def cut_histories(self) -> int:
+        """Drops the events, all but the last, of some videos that ended `HISTORY_SECONDS` ago; returns of how many.
+
+        Their chunks are told from the list (`trimmed_events`).
+        """
+        until = self._now() - HISTORY_SECONDS
+        ids = self.redis.zrange(ENDED_KEY, "-inf", until, byscore=True, offset=0, num=_HISTORIES)
+        if ids:
+            pipe = self.redis.pipeline(transaction=False)
+            for video_id in ids:
+                pipe.xtrim(events_key(video_id.decode()), maxlen=1, approximate=False)
+            pipe.zrem(ENDED_KEY, *ids)
+            pipe.execute()
+        return len(ids)
+
+    def find_ended(self) -> None:
+        """Once, for `cut_histories`: looks for videos that ended when nothing kept a list of them.
+
+        Those that workers of an earlier version end from now on are not found.
+        """
+        if self.redis.exists(ENDED_FOUND_KEY):
+            return
+        now, (before, behind) = self._now(), events_key("*").split("*")
+        keys = self.redis.scan_iter(match=events_key("*"), count=1000)
+        while batch := list(islice(keys, _HISTORIES)):
+            ids = [key.decode().removeprefix(before).removesuffix(behind) for key in batch]
+            pipe = self.redis.pipeline(transaction=False)
+            for video_id in ids:
+                pipe.hget(video_key(video_id), "status")
+            ended = [video_id for video_id, status in zip(ids, pipe.execute(), strict=True) if _ended(status)]
+            if ended:
+                self.redis.zadd(ENDED_KEY, dict.fromkeys(ended, now), nx=True)
+        self.redis.set(ENDED_FOUND_KEY, 1)
+
     # -- back from the bucket ---------------------------------------------------------------------------
 
     def restore(self, manifest: Manifest, *, dry_run: bool = False) -> Restored:
@@ -869,6 +918,7 @@ class VideoStore:
         pipe.zadd(owner_key(spec.owner), {spec.id: spec.created_at})
         if state.status.terminal:
             pipe.hdel(ACTIVE_KEY, spec.id)
+            pipe.zadd(ENDED_KEY, {spec.id: self._now()})
             pipe.delete(Job.key_for(spec.id))
             if state.expires_at is not None:
                 pipe.zadd(EXPIRING_KEY, {spec.id: state.expires_at})
@@ -1396,6 +1446,7 @@ class VideoStore:
             COUNTED_KEY,
             EXPIRING_KEY,
             announced_key(video_id),
+            ENDED_KEY,
         ]
         if account:  # the ACL of Redis may know no key without a name
             keys.append(account)
@@ -1404,6 +1455,11 @@ class VideoStore:
             raise VideoGone(video_id)
         if code in (0, -2):
             raise FenceLost(video_id)
+
+
+def _ended(status: bytes | None) -> bool:
+    """Whether the field `status` of a record says so."""
+    return status is not None and Status(json.loads(status)).terminal
 
 
 def _keys(video_id: str) -> tuple[str, ...]:
