@@ -115,7 +115,16 @@ class Context:
                 announce(self.videos.redis, self.keyring.all(), self.settings)
                 finish_overdrawn(self.videos, self.keyring.all(), self.settings)
 
-        return {"removal of expired videos": expire, "limits of API keys": limits}
+        def histories() -> None:
+            self.videos.find_ended()
+            while self.videos.cut_histories():
+                pass
+
+        return {
+            "removal of expired videos": expire,
+            "limits of API keys": limits,
+            "events of ended videos": histories,
+        }
 
     @asynccontextmanager
     async def decoding(self) -> AsyncIterator[None]:

@@ -10,7 +10,7 @@ import logging
 
 from app.jobs.job import Video
 from app.jobs.store import VideoStore
-from app.storage import ObjectStore, StoreMisconfigured
+from app.storage import ObjectStore, StorageError
 from app.storage.objects import manifest_key, video_prefix
 
 log = logging.getLogger(__name__)
@@ -34,16 +34,18 @@ def remove(video: Video, store: VideoStore, objects: ObjectStore) -> None:
 def sweep(store: VideoStore, objects: ObjectStore) -> list[str]:
     """Removes videos whose time is up, and returns their ids. Any number of processes may do it at the same time.
 
-    A video whose files the store refuses to remove does not keep the others. Raises what `remove` does; what was not
-    removed is found by the next sweep.
+    A video whose files the store does not remove does not keep the others, unless the store is away altogether. Raises
+    what `remove` does; what was not removed is found by the next sweep.
     """
     removed: list[str] = []
     stay: list[str] = []
-    refused: StoreMisconfigured | None = None
+    refused: StorageError | None = None
     for video in store.expired(_BATCH):
         try:
             remove(video, store, objects)
-        except StoreMisconfigured as error:
+        except StorageError as error:
+            if error.retryable:
+                objects.check()  # away altogether: each of the others would only be waited for too
             stay.append(video.id)
             refused = error
             continue

@@ -75,6 +75,20 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
 
 
 @pytest.fixture
+def redis_user(redis_url: str) -> Iterator[Callable[[str], str]]:
+    """Makes a user of the session's server, with these rules of its ACL, and gives the URL for it."""
+
+    def make(rules: str) -> str:
+        admin.execute_command("ACL", "SETUSER", "somebody", "reset", "on", ">secret", *rules.split())
+        admin.execute_command("ACL", "LOG", "RESET")
+        return f"redis://somebody:secret@{redis_url.partition('@')[2]}"
+
+    with Redis.from_url(redis_url) as admin:
+        yield make
+        admin.execute_command("ACL", "DELUSER", "somebody")
+
+
+@pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[EmbeddedRedis]:
     """A server for this test alone, to `kill()`, `stop()` and `start()` again on the same port."""
     with EmbeddedRedis(tmp_path / "own-redis") as server:

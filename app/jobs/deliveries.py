@@ -31,9 +31,8 @@ from typing import Any, Literal
 
 import httpx
 from pydantic import BaseModel, ConfigDict
-from redis.exceptions import WatchError
 
-from app.jobs.connection import Connection
+from app.jobs.connection import Connection, optimistically
 from app.jobs.job import SCHEMA_VERSION, VideoSpec, WebhookEvent
 from app.jobs.migrations import RecordDamaged, migrated, parsed
 
@@ -292,22 +291,21 @@ class DeliveryStore:
     def __init__(self, connection: Connection) -> None:
         """`connection` must return bytes."""
         self.redis = connection
-        self._enqueue_script = connection.register_script(_ENQUEUE)
         self._take_script = connection.register_script(_TAKE)
         self._settle_script = connection.register_script(_SETTLE)
         self._retry_script = connection.register_script(_RETRY)
-        self._drop_script = connection.register_script(_DROP)
 
     # -- inside a transaction of `VideoStore` -----------------------------------------------------------
 
     def enqueue(self, pipe: Connection, video_key: str, deliveries: Sequence[Delivery]) -> None:
         """Queues deliveries of one video as part of a transaction."""
+        # As its text: a server that has just taken over does not know it by its digest, and does the rest without it.
         if deliveries:
-            self._enqueue_script(keys=[video_key], args=[as_argument(deliveries)], client=pipe)
+            pipe.eval(_ENQUEUE, 1, video_key, as_argument(deliveries))
 
     def drop(self, pipe: Connection, video_id: str) -> None:
         """Cancels what is open and forgets what was, as part of a transaction."""
-        self._drop_script(keys=[LANES_KEY, deliveries_key(video_id)], client=pipe)
+        pipe.eval(_DROP, 2, LANES_KEY, deliveries_key(video_id))
 
     # -- the owner's side -------------------------------------------------------------------------------
 
@@ -414,23 +412,20 @@ class DeliveryStore:
     def rotate_secret(self, owner: str, overlap_seconds: float) -> Secret:
         """A new secret. The one before signs beside it for `overlap_seconds`; 0 ends all earlier ones at once."""
         key = secret_key(owner)
-        while True:
-            with self.redis.pipeline() as pipe:
-                pipe.watch(key)
-                raw, now = pipe.get(key), time.time()
-                previous: tuple[tuple[str, float], ...] = ()
-                if raw is not None and overlap_seconds > 0:
-                    old = _parse_secret(raw)
-                    alive = [pair for pair in old.previous if pair[1] > now]
-                    previous = ((old.current, now + overlap_seconds), *alive)[:_KEPT_SECRETS]
-                rotated = Secret(_new_secret(), now, previous)
-                pipe.multi()
-                pipe.set(key, _secret_json(rotated))
-                try:
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return rotated
+
+        def transact(pipe: Connection) -> Secret:
+            raw, now = pipe.get(key), time.time()
+            previous: tuple[tuple[str, float], ...] = ()
+            if raw is not None and overlap_seconds > 0:
+                old = _parse_secret(raw)
+                alive = [pair for pair in old.previous if pair[1] > now]
+                previous = ((old.current, now + overlap_seconds), *alive)[:_KEPT_SECRETS]
+            rotated = Secret(_new_secret(), now, previous)
+            pipe.multi()
+            pipe.set(key, _secret_json(rotated))
+            return rotated
+
+        return optimistically(self.redis, transact, key)
 
 
 def _due_key(lane: str) -> str:

@@ -7,12 +7,15 @@
 |                                  |        | `charged` (see `app.limits`) and the plain fields of `app.jobs.line` |
 | longtake:video:{id}:chunks       | list   | `ChunkRecord` JSON; the position in the list is the chunk's index  |
 | longtake:video:{id}:events       | stream | `type`, `data` (JSON); the entry's id is the SSE event id. Only     |
-|                                  |        | about the newest `max_events` are kept                             |
+|                                  |        | about the newest `max_events` are kept, and an hour after the end  |
+|                                  |        | the last one                                                       |
 | longtake:video:{id}:announced    | stream | `index` of each chunk, under the id of its event                   |
 | longtake:videos:{owner}          | zset   | ids of an owner's videos by time of creation                       |
 | longtake:idempotency:{owner}:{k} | string | JSON `{"digest", "id", "schema_version"}`, expires                 |
 | longtake:active                  | hash   | id of every video not in a terminal state -> name of its RQ queue  |
 | longtake:expiring                | zset   | id of every video that has ended and will expire -> `expires_at`   |
+| longtake:ended                   | zset   | id of every video that has ended -> when, until its history is cut |
+| longtake:ended:found             | string | those are in it that ended before there was such a list            |
 | longtake:reconciled              | string | held by the worker that looked last for lost videos, expires       |
 | longtake:deleted:{id}            | string | the video was deleted, not lost: its objects may go; expires       |
 | longtake:models                  | hash   | model name -> `ModelCard` JSON, written by workers                 |
@@ -51,11 +54,11 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import ValidationError
-from redis.exceptions import WatchError
+from redis.exceptions import NoPermissionError
 from rq.job import Job
 
 from app.jobs import queue
-from app.jobs.connection import Connection
+from app.jobs.connection import Connection, optimistically
 from app.jobs.deliveries import (
     ENQUEUE_LUA,
     Delivery,
@@ -100,10 +103,18 @@ P = ParamSpec("P")
 MODELS_KEY = "longtake:models"
 ACTIVE_KEY = "longtake:active"
 EXPIRING_KEY = "longtake:expiring"
+ENDED_KEY = "longtake:ended"
+ENDED_FOUND_KEY = "longtake:ended:found"
 RECONCILED_KEY = "longtake:reconciled"
 COUNTED_KEY = "longtake:counted"
 WORKERS_KEY = "longtake:workers"
 DELETED_SECONDS = 7 * 24 * 3600
+
+# How long the events of a video are kept after its end, for those who watch it live; then only the last one is.
+HISTORY_SECONDS = 3600.0
+
+# Videos whose histories are cut together.
+_HISTORIES = 500
 
 # What those in line still take is read at most this often, however many ask; of a new one alone in between.
 PLACES_SECONDS = 0.25
@@ -219,7 +230,8 @@ class Event:
     data: Mapping[str, Any]
 
 
-# KEYS: video, chunks, events, active, counted, the owner's account of the day, expiring, announced.
+# KEYS: video, chunks, events, active, counted, expiring, announced, ended, and with a chunk the owner's account of the
+# day.
 # ARGV: fence, chunk index or '', chunk JSON, max events, id of the video if this ends it or '', when it expires or '',
 # number of fields, field, value, ..., then event type, event data, ...
 # An event of type `webhooks` is no event but the deliveries that this causes.
@@ -246,13 +258,14 @@ if ARGV[2] ~= '' then
   local made = math.floor((chunk.first_frame + chunk.frames) * 1000 / fps)
   if charged and made > charged then
     redis.call('HSET', KEYS[1], 'charged', made)
-    redis.call('INCRBY', KEYS[6], made - charged)
-    redis.call('EXPIRE', KEYS[6], ACCOUNT_SECONDS)
+    redis.call('INCRBY', KEYS[9], made - charged)
+    redis.call('EXPIRE', KEYS[9], ACCOUNT_SECONDS)
   end
 end
 if ARGV[5] ~= '' then
   redis.call('HDEL', KEYS[4], ARGV[5])
-  if ARGV[6] ~= '' then redis.call('ZADD', KEYS[7], ARGV[6], ARGV[5]) end
+  redis.call('ZADD', KEYS[8], redis.call('TIME')[1], ARGV[5])
+  if ARGV[6] ~= '' then redis.call('ZADD', KEYS[6], ARGV[6], ARGV[5]) end
   for i = 8, 6 + 2 * ARGV[7], 2 do
     local value = cjson.decode(ARGV[i + 1])
     if ARGV[i] == 'status' then redis.call('HINCRBY', KEYS[5], 'ended:' .. value, 1) end
@@ -272,7 +285,7 @@ while at < #ARGV do
     enqueue_webhooks(KEYS[1], ARGV[at + 1])
   else
     local id = redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[4], '*', 'type', ARGV[at], 'data', ARGV[at + 1])
-    if ARGV[at] == 'chunk' then redis.call('XADD', KEYS[8], id, 'index', ARGV[2]) end
+    if ARGV[at] == 'chunk' then redis.call('XADD', KEYS[7], id, 'index', ARGV[2]) end
   end
   at = at + 2
 end
@@ -384,6 +397,7 @@ class VideoStore:
         self.idempotency_seconds = idempotency_seconds
         self.keep_seconds = keep_seconds
         self._unreadable: set[str] = set()  # told to the log
+        self._told_no_info = False
         self._write_script = connection.register_script(_WRITE)
         self._hold_script = connection.register_script(_HOLD)
         self.line = Line(connection, starvation_seconds=starvation_seconds, turn_seconds=turn_seconds)
@@ -605,7 +619,7 @@ class VideoStore:
         watched = [video_key(spec.id), *([idem] if idem else [])]
         if limits.max_queued or limits.seconds_per_day:
             watched.append(owner_key(spec.owner))  # changed by every other video that counts against them
-        return self._optimistically(transact, *watched)
+        return optimistically(self.redis, transact, *watched)
 
     def replayed(self, owner: str, key: str, digest: str) -> Video | None:
         """The video that an idempotency key names already. Raises `IdempotencyMismatch` and `RecordError`."""
@@ -643,6 +657,7 @@ class VideoStore:
             pipe.hset(video_key(video_id), mapping=_dump(_state_fields(**changes)))
             if changed.state.status is Status.CANCELLED:
                 pipe.hdel(ACTIVE_KEY, video_id)
+                pipe.zadd(ENDED_KEY, {video_id: now})
                 self._dequeue(pipe, video.spec)
                 if changed.state.expires_at is not None:
                     pipe.zadd(EXPIRING_KEY, {video_id: changed.state.expires_at})
@@ -655,7 +670,7 @@ class VideoStore:
                 self._add_event(pipe, video_id, Event("status", self._wire(changed)))
             return changed
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def request_pause(self, video_id: str) -> Video:
         """Pauses a waiting video at once and tells a running one to rest after its next chunk.
@@ -680,7 +695,7 @@ class VideoStore:
             pipe.hset(video_key(video_id), "fence", "")
             return self._change(pipe, video, status=Status.PAUSED)
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def resume(self, video_id: str) -> Video:
         """Puts a paused video back at the front of its owner's line, or lets a running one go on after all.
@@ -703,7 +718,7 @@ class VideoStore:
             self._enqueue(pipe, video.spec, now, "front")
             return self._change(pipe, video, status=Status.QUEUED)
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def request(
         self, video_id: str, change: Callable[[Video], Video], *, limits: Limits = UNLIMITED
@@ -742,7 +757,7 @@ class VideoStore:
                 pipe.hset(video_key(video_id), "revision", revision)
             return changed
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def spent_seconds(self, owner: str) -> float:
         """What an owner has asked for today, and what was made beyond it."""
@@ -765,24 +780,34 @@ class VideoStore:
             pipe.zrem(owner_key(video.spec.owner), video.id)
             pipe.hdel(ACTIVE_KEY, video.id)
             pipe.zrem(EXPIRING_KEY, video.id)
+            pipe.zrem(ENDED_KEY, video.id)
             pipe.set(deleted_key(video.id), 1, ex=DELETED_SECONDS)
 
-        self._optimistically(transact, video_key(video.id))
+        optimistically(self.redis, transact, video_key(video.id))
 
     def was_deleted(self, video_id: str) -> bool:
         """Whether a video that has no record was deleted. False: Redis lost it, and its objects must stay."""
         return bool(self.redis.exists(deleted_key(video_id)))
 
     def expired(self, limit: int) -> list[Video]:
-        """Videos whose time is up, the oldest first. All of them have ended."""
+        """Videos whose time is up, the oldest first. All of them have ended.
+
+        Those that an unfinished video still has to begin with are kept until it has taken over their chunks.
+        """
         now, kept = time.time(), 0
         expired: list[Video] = []
+        sources: set[str] | None = None
         while len(expired) < limit:
             at, most = len(expired) + kept, limit - len(expired)
             ids = self.redis.zrange(EXPIRING_KEY, "-inf", now, byscore=True, offset=at, num=most)
             if not ids:
                 break
+            if sources is None:
+                sources = self._sources()
             for video_id in (i.decode() for i in ids):
+                if video_id in sources:
+                    kept += 1
+                    continue
                 try:
                     video = self.get(video_id)
                 except RecordError as error:
@@ -800,6 +825,49 @@ class VideoStore:
                 else:  # not what the index says it is, so it stays
                     self.redis.zrem(EXPIRING_KEY, video_id)
         return expired
+
+    def _sources(self) -> set[str]:
+        """Videos whose chunks an unfinished one begins with and has not all taken over yet."""
+        unfinished = self.get_many(video_id.decode() for video_id in self.redis.hkeys(ACTIVE_KEY))
+        return {
+            video.spec.extended_from
+            for video in unfinished
+            if video.spec.extended_from is not None and video.state.chunks_ready < video.spec.given_chunks
+        }
+
+    def cut_histories(self) -> int:
+        """Drops the events, all but the last, of some videos that ended `HISTORY_SECONDS` ago; returns of how many.
+
+        Their chunks are told from the list (`trimmed_events`).
+        """
+        until = self._now() - HISTORY_SECONDS
+        ids = self.redis.zrange(ENDED_KEY, "-inf", until, byscore=True, offset=0, num=_HISTORIES)
+        if ids:
+            pipe = self.redis.pipeline(transaction=False)
+            for video_id in ids:
+                pipe.xtrim(events_key(video_id.decode()), maxlen=1, approximate=False)
+            pipe.zrem(ENDED_KEY, *ids)
+            pipe.execute()
+        return len(ids)
+
+    def find_ended(self) -> None:
+        """Once, for `cut_histories`: looks for videos that ended when nothing kept a list of them.
+
+        Those that workers of an earlier version end from now on are not found.
+        """
+        if self.redis.exists(ENDED_FOUND_KEY):
+            return
+        now, (before, behind) = self._now(), events_key("*").split("*")
+        keys = self.redis.scan_iter(match=events_key("*"), count=1000)
+        while batch := list(islice(keys, _HISTORIES)):
+            ids = [key.decode().removeprefix(before).removesuffix(behind) for key in batch]
+            pipe = self.redis.pipeline(transaction=False)
+            for video_id in ids:
+                pipe.hget(video_key(video_id), "status")
+            ended = [video_id for video_id, status in zip(ids, pipe.execute(), strict=True) if _ended(status)]
+            if ended:
+                self.redis.zadd(ENDED_KEY, dict.fromkeys(ended, now), nx=True)
+        self.redis.set(ENDED_FOUND_KEY, 1)
 
     # -- back from the bucket ---------------------------------------------------------------------------
 
@@ -836,7 +904,7 @@ class VideoStore:
             return Restored.PAUSED if state.status is Status.PAUSED else Restored.QUEUED
 
         keys = (video_key(spec.id), deleted_key(spec.id), queue.waiting_key(name), queue.leases_key(name))
-        return self._optimistically(transact, *keys)
+        return optimistically(self.redis, transact, *keys)
 
     def _write_restored(self, pipe: Connection, name: str, video: Video, manifest: Manifest) -> None:
         spec, state = video.spec, video.state
@@ -850,6 +918,7 @@ class VideoStore:
         pipe.zadd(owner_key(spec.owner), {spec.id: spec.created_at})
         if state.status.terminal:
             pipe.hdel(ACTIVE_KEY, spec.id)
+            pipe.zadd(ENDED_KEY, {spec.id: self._now()})
             pipe.delete(Job.key_for(spec.id))
             if state.expires_at is not None:
                 pipe.zadd(EXPIRING_KEY, {spec.id: state.expires_at})
@@ -913,7 +982,7 @@ class VideoStore:
             self._add_event(pipe, video_id, Event("status", self._wire(claimed)))
             return claimed, fence
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def update(self, video_id: str, fence: str, *, events: Iterable[Event] = (), **changes: Any) -> None:
         """Changes state fields of a running video, and tells its watchers.
@@ -1001,7 +1070,7 @@ class VideoStore:
                 stalled=None,
             )
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     def controls(self, video_id: str, fence: str) -> Controls:
         """What is wanted of a running video, at the cost of one small read. Raises `FenceLost` and `VideoGone`."""
@@ -1048,7 +1117,7 @@ class VideoStore:
             self._replace(pipe, video, changed)
             return changed, raw.get(b"revision", b"").decode()
 
-        return self._optimistically(transact, video_key(video_id))
+        return optimistically(self.redis, transact, video_key(video_id))
 
     # -- leases and lost videos -------------------------------------------------------------------------
 
@@ -1092,13 +1161,14 @@ class VideoStore:
                 return
             self._change(pipe, video, status=Status.IN_PROGRESS, worker=worker)
 
-        self._optimistically(transact, video_key(video_id))
+        optimistically(self.redis, transact, video_key(video_id))
 
     def reconcile(self, lease_seconds: float) -> list[str]:
         """Puts every unfinished video back in line that neither waits nor has a live lease; returns their ids.
 
         Workers call it all the time; one of them at a time does the work. While Redis has been up for less than a
-        lease nothing is done: the workers that ran before it went down may come back and renew theirs.
+        lease nothing is done: the workers that ran before it went down may come back and renew theirs (see
+        `_uptime_seconds`).
         """
         mine = self.redis.set(RECONCILED_KEY, 1, nx=True, px=max(1, int(lease_seconds * 1000 / 8)))
         if not mine or self._uptime_seconds() < lease_seconds:
@@ -1151,7 +1221,7 @@ class VideoStore:
             return True
 
         keys = (video_key(video_id), queue.waiting_key(name), queue.leases_key(name))
-        return self._optimistically(transact, *keys)
+        return optimistically(self.redis, transact, *keys)
 
     def _waiting_or_leased(self, connection: Connection, name: str) -> set[str]:
         """Ids that stand in a queue or have a live lease there. Drops leases that have run out."""
@@ -1169,7 +1239,19 @@ class VideoStore:
         return {member.decode().partition(":")[0] for member in leased}
 
     def _uptime_seconds(self) -> float:
-        return float(self.redis.info("server").get("uptime_in_seconds", float("inf")))
+        """How long Redis has been up; for ever where its ACL does not let us ask.
+
+        Then videos may be put back in line, after a restart of Redis, whose workers are there and go on with them.
+        """
+        try:
+            return float(self.redis.info("server").get("uptime_in_seconds", math.inf))
+        except NoPermissionError:
+            if not self._told_no_info:
+                self._told_no_info = True
+                log.warning(
+                    "the ACL of Redis does not allow INFO: after a restart of it workers are not waited for"
+                )
+            return math.inf
 
     # -- models and workers -----------------------------------------------------------------------------
 
@@ -1328,19 +1410,6 @@ class VideoStore:
             self._add_event(pipe, new.id, Event("status", self._wire(new)))
         return True
 
-    def _optimistically(self, transact: Callable[[Connection], T], *watched: str) -> T:
-        """Runs `transact` with the keys watched until no one else changed them meanwhile."""
-        while True:
-            with self.redis.pipeline() as pipe:
-                try:
-                    if watched:
-                        pipe.watch(*watched)
-                    result = transact(pipe)
-                    pipe.execute()
-                except WatchError:
-                    continue
-                return result
-
     def _write(
         self,
         video_id: str,
@@ -1375,15 +1444,22 @@ class VideoStore:
             events_key(video_id),
             ACTIVE_KEY,
             COUNTED_KEY,
-            account,
             EXPIRING_KEY,
             announced_key(video_id),
+            ENDED_KEY,
         ]
+        if account:  # the ACL of Redis may know no key without a name
+            keys.append(account)
         code = int(self._write_script(keys=keys, args=arguments))
         if code == -1:
             raise VideoGone(video_id)
         if code in (0, -2):
             raise FenceLost(video_id)
+
+
+def _ended(status: bytes | None) -> bool:
+    """Whether the field `status` of a record says so."""
+    return status is not None and Status(json.loads(status)).terminal
 
 
 def _keys(video_id: str) -> tuple[str, ...]:

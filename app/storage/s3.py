@@ -1,13 +1,14 @@
 """Objects in an S3 bucket, or in any server that speaks the same protocol.
 
 Only what every such server has is used: PutObject (with `If-None-Match: *` for create-if-absent), CopyObject,
-GetObject with ranges, HeadObject, ListObjectsV2, DeleteObject(s), multipart upload, HeadBucket, and presigned GET.
+GetObject with ranges, HeadObject, ListObjectsV2, DeleteObject(s), multipart upload, HeadBucket, and presigned GET. And
+ListMultipartUploads where it is offered.
 """
 
 import base64
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -64,7 +65,12 @@ _BUSY = {
     "RequestTimeout",
     "RequestLimitExceeded",
     "TooManyRequests",
+    # In the list of what a DeleteObjects did not delete, which comes with status 200.
+    "InternalError",
+    "ServiceUnavailable",
 }
+# What a server answers that knows no list of unfinished uploads, or lets nobody see it, or has just ended the upload.
+_NOTHING_TO_ABORT = {"NotImplemented", "MethodNotAllowed", "AccessDenied", "NoSuchUpload"}
 _REFUSED = {
     "403",
     "AccessDenied",
@@ -145,6 +151,7 @@ class S3Store:
                 )
 
             self._client = client(endpoint_url)
+            self._client.meta.events.register("before-sign.s3.DeleteObjects", _with_md5)
             self._public_client = client(public_endpoint_url) if public_endpoint_url else self._client
         self._transfer = TransferConfig(
             multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4
@@ -241,7 +248,10 @@ class S3Store:
             return
 
     def delete_prefix(self, prefix: str) -> None:
-        """See `ObjectStore.delete_prefix`. A thousand objects a request; a failure leaves the rest to a retry."""
+        """See `ObjectStore.delete_prefix`. A thousand objects a request; a failure leaves the rest to a retry.
+
+        Ends uploads below the folder too: what a killed process has sent of one is in no listing, and is paid for.
+        """
         if not validate_prefix(prefix):
             raise InvalidKey("deleting everything needs a folder's name")
         for page in self._pages(prefix):
@@ -253,6 +263,7 @@ class S3Store:
             for failure in answer.get("Errors", ()):
                 if failure.get("Code") not in _MISSING:
                     raise _error(str(failure.get("Code")), 200, prefix)
+        self._abort_uploads(prefix)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `ObjectStore.list`."""
@@ -310,11 +321,29 @@ class S3Store:
             if entries := page.get("Contents"):
                 yield entries
 
+    def _abort_uploads(self, prefix: str) -> None:
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        with _translated(prefix), _ignoring(_NOTHING_TO_ABORT):
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    with _ignoring(_NOTHING_TO_ABORT):
+                        self._client.abort_multipart_upload(
+                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+
     def _list(self, prefix: str) -> Iterator[ObjectInfo]:
         for page in self._pages(prefix):
             for entry in page:
                 key = entry["Key"].removeprefix(self._prefix)
                 yield _info(key, entry["Size"], entry["ETag"], entry["LastModified"], None)
+
+
+def _with_md5(request: Any, **_event: object) -> None:
+    """Adds what older servers want of a deletion of many objects; boto3 sends only a checksum of the newer kind."""
+    digest = hashlib.md5(request.body, usedforsecurity=False).digest()
+    request.headers["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _info(key: str, size: int, etag: str, modified: datetime, content_type: str | None) -> ObjectInfo:
@@ -347,6 +376,16 @@ def _error(code: str, status: int, subject: str) -> StorageError:
     if 300 <= status < 400:
         return StoreMisconfigured("the bucket is in another region")
     return StorageError(f"the object store failed: {code or status}")
+
+
+@contextmanager
+def _ignoring(codes: Collection[str]) -> Iterator[None]:
+    """Goes on behind the block after an S3 error of one of these codes."""
+    try:
+        yield
+    except botocore.exceptions.ClientError as error:
+        if _code(error) not in codes:
+            raise
 
 
 @contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from redis import Redis
 
 from app.settings import Settings
 from docs.settings_page import PAGE, page
+from tests.app.conftest import running_api
 from worker.generate import OUT_OF_MEMORY
 
 ROOT = Path(__file__).parents[2]
@@ -79,3 +82,26 @@ def test_links_between_documents_lead_somewhere() -> None:
                 titles = re.findall(r"^#+ (.+)$", linked, re.MULTILINE)
                 anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
                 assert anchor in anchors, f"{document.name}: {target}"
+
+
+def test_the_redis_user_of_the_documents_may_do_all_that_is_done(
+    redis_user: Callable[[str], str], redis_url: str, settings: Callable[..., Settings]
+) -> None:
+    rules = re.search(
+        r"^ACL SETUSER longtake on >secret (.+)$", (DOCS / "recovery.md").read_text(), re.MULTILINE
+    )
+    assert rules is not None
+    with running_api(settings(redis_url=redis_user(rules[1]))) as api:
+        api.worker.register()
+        video_id = api.create(webhook_url="https://example.com/hook")["id"]
+        api.worker.videos.take("builtin", "double", 60)
+        api.worker.claim(video_id)
+        api.worker.commit(video_id, 0)
+        assert api.worker.videos.reconcile(60) == []
+        api.worker.finish(video_id)
+        assert "event: completed" in api.http.get(f"/v1/videos/{video_id}/events").text
+        for path in ("/readyz", "/metrics", "/v1/videos"):
+            assert api.http.get(path).is_success
+        assert api.http.delete(f"/v1/videos/{video_id}").is_success
+    with Redis.from_url(redis_url) as admin:
+        assert admin.acl_log() == []

@@ -19,7 +19,15 @@ from app.embedded import EmbeddedRedis
 from app.jobs.events import InvalidEventId, parse_event_id
 from app.jobs.job import ChunkRecord
 from app.jobs.manifest import Manifest
-from app.jobs.store import Event, VideoStore, events_key, video_key
+from app.jobs.store import (
+    ENDED_FOUND_KEY,
+    ENDED_KEY,
+    HISTORY_SECONDS,
+    Event,
+    VideoStore,
+    events_key,
+    video_key,
+)
 from app.settings import Settings
 from tests.app.conftest import Api, chunk_bounds, running_api
 from tests.conftest import Eventually
@@ -302,6 +310,60 @@ def test_each_watcher_is_told_every_chunk_once_and_in_order_when_events_were_tri
         assert told_chunks(rest) == list(range(first, 400))
         assert {event.type for event in rest[:-1]} == {"chunk"}, "the last event tells how it is"
         assert rest[-1].type == "completed"
+
+
+def ended(api: Api, how: str) -> str:
+    """A video of two chunks that has ended; without a chunk if it was cancelled while it waited."""
+    video_id: str = api.create()["id"]
+    if how == "cancelled in line":
+        api.http.post(f"/v1/videos/{video_id}/cancel")
+        return video_id
+    api.worker.claim(video_id)
+    for index in range(2):
+        api.worker.commit(video_id, index)
+        api.worker.progress(video_id, index)
+    api.worker.finish(video_id, "completed" if how == "restored" else how)
+    if how == "restored":
+        store = api.worker.videos
+        video = store.get(video_id)
+        assert video is not None
+        manifest = Manifest.of(video, store.chunks(video_id))
+        store.redis.delete(video_key(video_id), ENDED_KEY)
+        store.restore(manifest)
+    return video_id
+
+
+@pytest.mark.parametrize("how", ["completed", "failed", "cancelled", "cancelled in line", "restored"])
+def test_an_hour_after_the_end_only_the_last_event_is_kept_and_every_chunk_is_still_told(
+    api: Api, how: str
+) -> None:
+    store = api.worker.videos
+    old, young = ended(api, how), ended(api, "completed")
+    running = api.create()["id"]
+    whole, others = read(api, old), recorded(api, young)
+    assert store.cut_histories() == 0
+    at = store.redis.zscore(ENDED_KEY, old)
+    store.redis.zadd(ENDED_KEY, {old: at - HISTORY_SECONDS})
+    assert store.cut_histories() == 1
+    assert store.cut_histories() == 0
+    assert recorded(api, old) == [whole[-1].id]
+    assert recorded(api, young) == others
+    assert read(api, old) == [event for event in whole if event.type == "chunk"] + whole[-1:]
+    assert api.http.delete(f"/v1/videos/{young}").is_success
+    assert store.redis.zcard(ENDED_KEY) == 0
+    assert len(recorded(api, running)) == 1
+
+
+def test_videos_that_ended_before_there_was_a_list_of_them_are_found_once(api: Api) -> None:
+    store = api.worker.videos
+    video_id = ended(api, "completed")
+    api.worker.claim(api.create()["id"])
+    store.redis.delete(ENDED_KEY, ENDED_FOUND_KEY)
+    store.find_ended()
+    assert store.redis.zrange(ENDED_KEY, 0, -1) == [video_id.encode()]
+    store.redis.delete(ENDED_KEY)
+    store.find_ended()
+    assert store.redis.zcard(ENDED_KEY) == 0
 
 
 def test_who_missed_nothing_but_progress_is_told_how_the_video_is(forgetful: Api) -> None:

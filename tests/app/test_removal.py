@@ -16,7 +16,7 @@ from app.jobs.manifest import Manifest
 from app.jobs.store import EXPIRING_KEY, VideoStore, video_key
 from app.removal import remove, sweep
 from app.settings import Settings
-from app.storage import FilesystemStore, ObjectStore, StoreMisconfigured, StoreUnavailable
+from app.storage import FilesystemStore, ObjectStore, StorageError, StoreMisconfigured, StoreUnavailable
 from app.storage.objects import chunk_key, manifest_key, video_prefix
 from tests.app.conftest import Api, running_api
 from tests.conftest import Eventually
@@ -94,8 +94,9 @@ def test_a_video_that_has_ended_tells_when_it_expires_and_then_nothing_of_it_is_
     assert sweep(store, api.worker.objects) == []
 
 
+@pytest.mark.parametrize("refusal", [StoreMisconfigured, StoreUnavailable, StorageError])
 def test_a_video_whose_files_stay_does_not_keep_the_others(
-    api: Api, store: VideoStore, monkeypatch: pytest.MonkeyPatch
+    api: Api, store: VideoStore, monkeypatch: pytest.MonkeyPatch, refusal: type[StorageError]
 ) -> None:
     stubborn, other = made(api), made(api)
     for video_id in (stubborn, other):
@@ -104,16 +105,34 @@ def test_a_video_whose_files_stay_does_not_keep_the_others(
 
     def refuse(self: FilesystemStore, prefix: str) -> None:
         if stubborn in prefix:
-            raise StoreMisconfigured("the folder is not writable")
+            raise refusal("the folder is not removed")
         delete_prefix(self, prefix)
 
     # As root, whom no permission stops, there is no other way to have one folder refused.
     monkeypatch.setattr(FilesystemStore, "delete_prefix", refuse)
     assert sweep(store, api.worker.objects) == [other]
-    with pytest.raises(StoreMisconfigured):
+    with pytest.raises(refusal):
         sweep(store, api.worker.objects)
     monkeypatch.undo()
     assert sweep(store, api.worker.objects) == [stubborn]
+
+
+def test_while_the_store_is_away_a_sweep_tries_one_video_only(api: Api, store: VideoStore) -> None:
+    for video_id in (made(api), made(api)):
+        time_passes(store, video_id, 61)
+    tried: list[str] = []
+
+    class Away(Dying):
+        def delete(self, key: str) -> None:
+            tried.append(key)
+            self._spend()
+
+        def check(self) -> None:
+            self._spend()
+
+    with pytest.raises(StoreUnavailable):
+        sweep(store, Away(api.worker.objects, 0))  # type: ignore[arg-type]
+    assert len(tried) == 1
 
 
 def test_a_video_cancelled_before_it_was_begun_expires_too(api: Api, store: VideoStore) -> None:
@@ -122,6 +141,24 @@ def test_a_video_cancelled_before_it_was_begun_expires_too(api: Api, store: Vide
     assert wire["expires_at"] - wire["completed_at"] in (60, 61)
     time_passes(store, video_id, 61)
     assert sweep(store, api.worker.objects) == [video_id]
+
+
+def test_a_video_that_another_is_to_continue_stays_until_its_chunks_are_taken_over(
+    api: Api, store: VideoStore
+) -> None:
+    source, other = made(api), made(api)
+    asked = {"video": {"id": source}, "prompt": "A blue ball", "seconds": 5}
+    extension = api.http.post("/v1/videos/extensions", json=asked).json()["id"]
+    for video_id in (source, other):
+        time_passes(store, video_id, 61)
+    assert sweep(store, api.worker.objects) == [other]
+    api.worker.claim(extension)
+    api.worker.commit(extension, 0)
+    assert sweep(store, api.worker.objects) == []
+    assert objects_of(api, source)
+    api.worker.commit(extension, 1)
+    assert sweep(store, api.worker.objects) == [source]
+    assert store.get(extension) is not None
 
 
 def test_without_the_setting_videos_stay(api: Api, redis_url: str) -> None:

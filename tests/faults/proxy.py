@@ -143,7 +143,8 @@ class Relay:
     """Passes TCP connections on from an address of this machine to a port on its loopback."""
 
     def __init__(self, host: str, target_port: int) -> None:
-        self._target = target_port
+        self.target_port = target_port
+        """Where connections go that are made from now on."""
         self._listener = socket.create_server((host, 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -155,7 +156,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                far = socket.create_connection(("127.0.0.1", self.target_port))
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 

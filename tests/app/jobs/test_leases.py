@@ -139,6 +139,19 @@ def test_a_reaped_lease_is_taken_back_unless_somebody_claimed_the_video(
     assert store.was_deleted(spec.id)
 
 
+def test_where_redis_does_not_tell_how_long_it_has_been_up_lost_videos_are_put_back_all_the_same(
+    redis_user: Callable[[str], str], submit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(redis_user("~* +@all -@dangerous")) as client:
+        store = VideoStore(client)
+        spec = submit()
+        for _ in range(2):
+            take(store)
+            store.redis.delete(RECONCILED_KEY, queue.leases_key(queue.queue_name("m", "normal")))
+            assert store.reconcile(60) == [spec.id]
+    assert len([record for record in caplog.records if "INFO" in record.message]) == 1, "told once"
+
+
 def begun_and_lost(store: VideoStore, submit: Any, eventually: Any) -> tuple[VideoSpec, str, str]:
     """A video with a chunk, back in line after its worker fell silent; with that one's fence and lease."""
     spec = submit(frames=48)

@@ -1,13 +1,17 @@
 """What is particular to S3: presigned URLs, credentials, and a server that fails in every way it can."""
 
+import base64
+import hashlib
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import botocore.exceptions
 import httpx
 import pytest
+from botocore.awsrequest import AWSPreparedRequest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 
@@ -168,6 +172,62 @@ def test_more_objects_than_a_page_holds_are_listed_and_deleted(moto) -> None:
     assert [info.key for info in store.list("videos/a/")] == [chunk_key("a", index) for index in range(1_010)]
     store.delete_prefix("videos/a/")
     assert list(store.list("videos/a/")) == []
+
+
+def test_a_deletion_of_many_objects_carries_the_md5_that_older_servers_want(s3) -> None:
+    store = s3.open(prefix="md5")
+    store.put(KEY, b"x")
+    sent: list[tuple[str | None, bytes]] = []
+
+    def look(request: AWSPreparedRequest, **_event: object) -> None:
+        sent.append((request.headers.get("Content-MD5"), request.body))
+
+    store._client.meta.events.register("before-send.s3.DeleteObjects", look)
+    store.delete_prefix(video_prefix("video_1"))
+    assert not store.exists(KEY)
+    ((digest, body),) = sent
+    assert digest is not None
+    assert base64.b64decode(digest) == hashlib.md5(body, usedforsecurity=False).digest()
+
+
+def _uploads(store: S3Store) -> list[str]:
+    answer = store._client.list_multipart_uploads(Bucket="longtake", Prefix=store._prefix)
+    return [upload["Key"].removeprefix(store._prefix) for upload in answer.get("Uploads", ())]
+
+
+def _begin_upload(store: S3Store, key: str) -> None:
+    """Leaves what a process leaves that is killed in the middle of a large upload."""
+    asked = {"Bucket": "longtake", "Key": store._prefix + key}
+    upload = store._client.create_multipart_upload(**asked)["UploadId"]
+    store._client.upload_part(**asked, UploadId=upload, PartNumber=1, Body=b"x")
+
+
+def test_uploads_that_nobody_finished_are_deleted_with_their_folder(s3) -> None:
+    store = s3.open_empty()
+    for key in (KEY, KEY, final_key("video_2")):
+        _begin_upload(store, key)
+    store.delete_prefix(video_prefix("video_1"))
+    assert _uploads(store) == [final_key("video_2")]
+
+
+def test_a_server_without_a_list_of_uploads_deletes_all_the_same(
+    moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = moto.open_empty()
+    store.put(KEY, b"x")
+    _begin_upload(store, KEY)
+    error = {"Code": ""}
+
+    def refuse(**_request: object) -> None:
+        raise botocore.exceptions.ClientError({"Error": error}, "AbortMultipartUpload")
+
+    monkeypatch.setattr(store._client, "abort_multipart_upload", refuse)
+    for error["Code"] in ("NotImplemented", "AccessDenied", "NoSuchUpload"):
+        store.delete_prefix(video_prefix("video_1"))
+    assert not store.exists(KEY)
+    error["Code"] = "SlowDown"
+    with pytest.raises(StoreUnavailable):
+        store.delete_prefix(video_prefix("video_1"))
 
 
 # A server in trouble. The real ones do not fail on demand, so these few lines of HTTP stand in for them.
@@ -334,8 +394,10 @@ def test_a_deletion_that_the_server_refuses_for_one_object_is_reported(
     store.put(KEY, b"x")
     answer = {"Errors": [{"Key": KEY, "Code": "SlowDown", "Message": SECRET}]}
     monkeypatch.setattr(store._client, "delete_objects", lambda **request: answer)
-    with pytest.raises(StoreUnavailable):
-        store.delete_prefix(video_prefix("video_1"))
+    for code in ("SlowDown", "InternalError"):
+        answer["Errors"][0]["Code"] = code
+        with pytest.raises(StoreUnavailable):
+            store.delete_prefix(video_prefix("video_1"))
 
 
 def test_a_missing_object_behind_a_prefix_is_named_by_its_key(moto) -> None:
