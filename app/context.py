@@ -205,10 +205,19 @@ class Context:
         """The query that opens the playback addresses of the caller's video to those without a key; "" if all may."""
         return "" if self.keyring is None else self.signer.sign(video_id, self.owner).query
 
-    def note_viewing(self, video: Video) -> None:
-        """Called when the caller reads the playlist of a video: its signed URL does not end while the video grows."""
-        if self.caller.signature is not None and not video.state.status.terminal:
-            self.signer.viewed(self.caller.signature)
+    def playlist_query(self, video: Video) -> str:
+        """The query of the segments in a playlist that the caller reads.
+
+        While a video grows a signed URL does not end for who is watching, and its playlist brings a fresh signature,
+        once more when the video has just ended. From then on a playlist repeats the signature that opened it: with a
+        fresh one, which opens the playlist too, a link would never end.
+        """
+        signature = self.caller.signature
+        if signature is not None and not video.state.status.terminal:
+            self.signer.viewed(signature)
+        elif signature is not None and not self.signer.watching(signature):
+            return signature.query
+        return self.playback_query(video.id)
 
 
 class _LazyStore:

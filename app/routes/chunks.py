@@ -157,9 +157,8 @@ def _playlist(request: Request, ctx: Context, video_id: str) -> Response:
     if not video.state.chunks_ready:
         raise _too_early(video)
     ended = video.state.status.terminal
-    # Segments inherit nothing from the playlist's address: each carries the signature itself, a fresh one.
-    query = ctx.playback_query(video.id)
-    ctx.note_viewing(video)
+    # Segments inherit nothing from the playlist's address: each carries a signature itself.
+    query = ctx.playlist_query(video)
     signed = f"-{zlib.crc32(query.encode()):08x}" if query else ""
     etag = f'"{video.state.chunks_ready}{"-end" if ended else ""}{signed}"'
     headers = {"ETag": etag, "Cache-Control": REVALIDATE}
