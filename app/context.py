@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from app.committed import CommittedChunks
 from app.errors import APIError, not_found, too_many, unavailable
 from app.jobs.connection import connect
 from app.jobs.events import EventHub
-from app.jobs.job import ChunkRecord, Video, VideoSpec
+from app.jobs.job import VIDEO_ID, ChunkRecord, Video, VideoSpec
 from app.jobs.store import Created, QueueFull, VideoStore
 from app.keys import Keyring
 from app.limits import DailySecondsExceeded, RequestRate, TooManyQueued, announce, seconds_until_tomorrow
@@ -28,8 +27,6 @@ from app.schemas import ChunkObject, VideoObject, chunk_object, format_seconds, 
 from app.settings import Settings
 from app.signatures import Signer
 from app.storage import ObjectStore, store_of
-
-_VIDEO_ID = re.compile(r"video_[0-9a-f]{32}", re.ASCII)
 
 # A request answers within a few seconds even when Redis or the store does not: 503 is better than silence.
 _REDIS_SECONDS = 1.5
@@ -144,7 +141,7 @@ class Context:
 
     def video_id(self, text: str, *, param: str = "video_id") -> str:
         """The id in a path, whoever's it is. Raises `APIError` 404 for what cannot be one."""
-        if not _VIDEO_ID.fullmatch(text):
+        if not VIDEO_ID.fullmatch(text):
             raise no_video(param)
         return text
 
