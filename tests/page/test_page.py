@@ -11,6 +11,7 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, Route, expect
 
+from app.jobs.job import new_video_id
 from app.jobs.store import MODELS_KEY, VideoStore
 
 HEADLINE = "#headline"
@@ -326,6 +327,81 @@ def test_other_cards_are_kept_current_while_a_video_is_being_made(service: Any, 
     service.post(f"/v1/videos/{other}/cancel")
     expect(card).to_contain_text("Cancelled", timeout=15_000)
     assert service.get(f"/v1/videos/{made}")["status"] == "in_progress"
+
+
+def line_up(service: Any, count: int) -> list[str]:
+    """Has so many videos wait in line, a millisecond apart, and returns their ids from the newest to the oldest."""
+    service.easel.hold_at = 0.0
+    videos = VideoStore(service.redis)
+    running = videos.get(service.make("a red circle", 5))
+    assert running is not None
+    ids = []
+    for number in range(1, count + 1):
+        created_at = (int(running.spec.created_at * 1000) + number + 0.5) / 1000
+        ids.append(new_video_id(created_at))
+        videos.create(running.spec.model_copy(update={"id": ids[-1], "created_at": created_at}))
+    return ids[::-1]
+
+
+def cards(page: Page) -> list[str]:
+    """Ids of the videos on the shelf, in order."""
+    return list(page.evaluate("[...document.querySelectorAll('.card')].map((card) => card.dataset.id)"))
+
+
+def show_older(page: Page, count: int) -> None:
+    """Presses the button until there are so many cards."""
+    while (shown := len(cards(page))) < count:
+        page.get_by_role("button", name="Show older").click()
+        expect(page.locator(".card").nth(shown)).to_be_attached()
+
+
+def test_older_cards_stay_and_are_kept_current_while_videos_are_being_made(
+    service: Any, visitor: Any
+) -> None:
+    ids = line_up(service, 130)
+    page = visitor.open()
+    show_older(page, 120)
+    service.post(f"/v1/videos/{ids[3]}/cancel")
+    service.post(f"/v1/videos/{ids[115]}/cancel")
+    service.delete(ids[110])
+    for place in (3, 115):
+        card = page.locator(f".card[data-id={ids[place]}]")
+        expect(card).to_contain_text("Cancelled")
+    expect(page.locator(f".card[data-id={ids[110]}]")).to_have_count(0)
+    assert cards(page)[:119] == [video for video in ids[:120] if video != ids[110]]
+
+
+def test_all_between_the_newest_and_the_old_video_of_the_address_can_be_reached(
+    service: Any, visitor: Any
+) -> None:
+    ids = line_up(service, 30)
+    page = visitor.open(f"#{ids[-1]}")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/videos?*", hold, times=1)
+    page.reload()
+    expect(page.locator(".card")).to_have_count(1)
+    held[0].continue_()
+    expect(page.locator(".card")).to_have_count(13)
+    show_older(page, 30)
+    assert cards(page)[:30] == ids
+
+
+def test_all_that_was_made_while_nobody_looked_can_be_reached(service: Any, visitor: Any) -> None:
+    old = line_up(service, 15)
+    for video in old:
+        service.post(f"/v1/videos/{video}/cancel")
+    page = visitor.open()
+    show_older(page, 15)
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    new = line_up(service, 30)
+    page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator(".card").first).to_have_attribute("data-id", new[0])
+    show_older(page, 30 + 1 + 15)
+    assert [video for video in cards(page) if video in {*new, *old}] == new + old
 
 
 def test_a_waiting_video_says_how_many_are_before_it_and_keeps_what_is_asked_of_it(
