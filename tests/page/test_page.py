@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Request, Route, expect
 
 from app.jobs.job import new_video_id
 from app.jobs.store import MODELS_KEY, VideoStore
@@ -513,6 +513,34 @@ def test_without_events_the_page_asks(service: Any, visitor: Any) -> None:
     page.route("**/events*", lambda route: route.abort())
     ask(page, "a green circle on black", seconds="3")
     expect(page.locator(HEADLINE)).to_have_text("0.8 s of 3 s ready")
+    service.easel.hold_at = math.inf
+    expect(page.locator(HEADLINE)).to_have_text(re.compile("^Finished in"))
+
+
+def test_a_tab_that_nobody_looks_at_holds_no_connection_and_follows_its_video(
+    service: Any, visitor: Any
+) -> None:
+    service.easel.hold_at = 1.0
+    page = visitor.open()
+
+    def of_events(request: Request) -> bool:
+        return "/events" in request.url
+
+    with page.expect_request(of_events):
+        ask(page, "a green circle on black", seconds="3")
+    expect(page.locator(HEADLINE)).to_have_text("0.8 s of 3 s ready")
+    with page.expect_event("requestfailed", of_events):  # the page has closed it
+        page.evaluate(
+            """() => {
+                Object.defineProperty(document, "hidden", {value: true, configurable: true});
+                document.dispatchEvent(new Event("visibilitychange"));
+            }"""
+        )
+    service.easel.hold_at = 2.0
+    expect(page.locator(HEADLINE)).to_have_text("1.8 s of 3 s ready")  # it has asked
+    with page.expect_request(of_events) as again:
+        page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    assert "last_event_id=" in again.value.url
     service.easel.hold_at = math.inf
     expect(page.locator(HEADLINE)).to_have_text(re.compile("^Finished in"))
 
