@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from app.committed import CommittedChunks
 from app.errors import APIError, not_found, too_many, unavailable
 from app.jobs.connection import connect
 from app.jobs.events import EventHub
-from app.jobs.job import ChunkRecord, Video, VideoSpec
+from app.jobs.job import VIDEO_ID, ChunkRecord, Video, VideoSpec
 from app.jobs.store import Created, QueueFull, VideoStore
 from app.keys import Keyring
 from app.limits import DailySecondsExceeded, RequestRate, TooManyQueued, announce, seconds_until_tomorrow
@@ -28,8 +27,6 @@ from app.schemas import ChunkObject, VideoObject, chunk_object, format_seconds, 
 from app.settings import Settings
 from app.signatures import Signer
 from app.storage import ObjectStore, store_of
-
-_VIDEO_ID = re.compile(r"video_[0-9a-f]{32}", re.ASCII)
 
 # A request answers within a few seconds even when Redis or the store does not: 503 is better than silence.
 _REDIS_SECONDS = 1.5
@@ -153,7 +150,7 @@ class Context:
 
     def video_id(self, text: str, *, param: str = "video_id") -> str:
         """The id in a path, whoever's it is. Raises `APIError` 404 for what cannot be one."""
-        if not _VIDEO_ID.fullmatch(text):
+        if not VIDEO_ID.fullmatch(text):
             raise no_video(param)
         return text
 
@@ -214,10 +211,19 @@ class Context:
         """The query that opens the playback addresses of the caller's video to those without a key; "" if all may."""
         return "" if self.keyring is None else self.signer.sign(video_id, self.owner).query
 
-    def note_viewing(self, video: Video) -> None:
-        """Called when the caller reads the playlist of a video: its signed URL does not end while the video grows."""
-        if self.caller.signature is not None and not video.state.status.terminal:
-            self.signer.viewed(self.caller.signature)
+    def playlist_query(self, video: Video) -> str:
+        """The query of the segments in a playlist that the caller reads.
+
+        While a video grows a signed URL does not end for who is watching, and its playlist brings a fresh signature,
+        once more when the video has just ended. From then on a playlist repeats the signature that opened it: with a
+        fresh one, which opens the playlist too, a link would never end.
+        """
+        signature = self.caller.signature
+        if signature is not None and not video.state.status.terminal:
+            self.signer.viewed(signature)
+        elif signature is not None and not self.signer.watching(signature):
+            return signature.query
+        return self.playback_query(video.id)
 
 
 class _LazyStore:

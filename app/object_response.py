@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATE = "no-cache"
 
+_REFUSED = re.compile(r"q=0(\.0*)?")
 _RANGE = re.compile(r"bytes=(\d{1,18})?-(\d{1,18})?", re.ASCII | re.IGNORECASE)
 
 
@@ -93,6 +94,14 @@ def not_modified(request: Request, etag: str) -> bool:
         return False
     names = {name.strip().removeprefix("W/") for name in given.split(",")}
     return given.strip() == "*" or etag.removeprefix("W/") in names
+
+
+def accepts_gzip(request: Request) -> bool:
+    """Whether the client takes an answer in gzip (RFC 9110, 12.5.3)."""
+    items = ",".join(request.headers.getlist("accept-encoding")).lower().replace(" ", "").split(",")
+    parameters = {name: parameter for name, _, parameter in (item.partition(";") for item in items)}
+    weight = parameters.get("gzip", parameters.get("*", "q=0"))
+    return not _REFUSED.fullmatch(weight)
 
 
 def inline_disposition(filename: str) -> str:

@@ -98,12 +98,16 @@ class Signer:
         right = self._mac(video_id, signature.owner, signature.ends_at)
         if not hmac.compare_digest(right.encode(), signature.mac.encode(errors="surrogatepass")):
             raise InvalidSignature
-        if signature.ends_at < time.time() and not self._redis.exists(_viewed_key(signature)):
+        if signature.ends_at < time.time() and not self.watching(signature):
             raise SignatureExpired
 
     def viewed(self, signature: Signature) -> None:
         """Notes that somebody is watching with this signature while the video grows."""
         self._redis.set(_viewed_key(signature), 1, ex=_VIEWING_SECONDS)
+
+    def watching(self, signature: Signature) -> bool:
+        """Whether somebody was watching the growing video with this signature a moment ago."""
+        return bool(self._redis.exists(_viewed_key(signature)))
 
     def _mac(self, video_id: str, owner: str, ends_at: int) -> str:
         text = f"{video_id}\n{owner}\n{ends_at}".encode(errors="surrogatepass")

@@ -63,9 +63,10 @@ def specify(request: CreateVideo, cards: Mapping[str, ModelCard], settings: Sett
         )
     negative = request.negative_prompt or ""
     check_text(negative, settings, "negative_prompt")
+    now = time.time()
     return VideoSpec(
-        id=new_video_id(),
-        created_at=time.time(),
+        id=new_video_id(now),
+        created_at=now,
         model=card.name,
         prompts=_timeline(request, seconds, settings),
         negative_prompt=negative,
@@ -102,10 +103,11 @@ def specify_extension(
         )
     check_text(request.prompt, settings, "prompt")
     earlier = tuple(prompt for prompt in spec.prompts if prompt.at < begins)
+    now = time.time()
     return spec.model_copy(
         update={
-            "id": new_video_id(),
-            "created_at": time.time(),
+            "id": new_video_id(now),
+            "created_at": now,
             "prompts": (*earlier, TimedPrompt(at=begins, text=request.prompt)),
             "seconds": seconds,
             "frames": frames,
@@ -130,10 +132,11 @@ def specify_remix(
     card = _model(source.model, cards, settings)
     _size(source.size, card)
     check_text(request.prompt, settings, "prompt")
+    now = time.time()
     spec = source.model_copy(
         update={
-            "id": new_video_id(),
-            "created_at": time.time(),
+            "id": new_video_id(now),
+            "created_at": now,
             "prompts": (TimedPrompt(at=0, text=request.prompt),),
             "priority": request.priority or source.priority,
             "metadata": check_metadata(request.metadata or {}, settings),

@@ -28,14 +28,14 @@ def page() -> str:
 def _lines() -> Iterator[str]:
     properties = Settings.model_json_schema()["properties"]
     yield _HEAD.rstrip()
-    # Their groups are comments of the class.
-    for line in inspect.getsource(Settings).splitlines():
-        if title := re.fullmatch(r"    # (\w.*?)\.?", line):
-            yield f"\n## {title[1]}\n\n| variable | values | default | what it is |\n|---|---|---|---|"
-        elif (name := re.match(r"    (\w+): ", line)) and name[1] in properties:
-            schema = properties[name[1]]
-            cells = (_values(schema), _default(schema), schema.get("description", ""))
-            yield f"| `LONGTAKE_{name[1].upper()}` | {' | '.join(_cell(cell) for cell in cells)} |"
+    # A comment of one line between an empty line and a field is the title of the group that begins there.
+    groups = re.findall(r"\n\n    # (\w.*?)\.?\n    (\w+): ", inspect.getsource(Settings))
+    titles = {first: title for title, first in groups}
+    for name, schema in properties.items():
+        if name in titles:
+            yield f"\n## {titles[name]}\n\n| variable | values | default | what it is |\n|---|---|---|---|"
+        cells = (_values(schema), _default(schema), schema.get("description", ""))
+        yield f"| `LONGTAKE_{name.upper()}` | {' | '.join(_cell(cell) for cell in cells)} |"
 
 
 def _values(schema: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+VIDEO_ID = re.compile(r"video_([0-9a-f]{12})[0-9a-f]{20}", re.ASCII)
 
 SCHEMA_VERSION = 2
 """Version of every stored record; `app.jobs.migrations` reads the older ones."""
@@ -252,6 +255,13 @@ class ModelCard(_Frozen):
         return self.chunks_in_flight * self.forwards_per_shift
 
 
-def new_video_id() -> str:
-    """An id that sorts by time of creation (milliseconds) and cannot be guessed (80 random bits)."""
-    return f"video_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
+def new_video_id(created_at: float | None = None) -> str:
+    """An id that sorts by time of creation (milliseconds; now by default) and cannot be guessed (80 random bits)."""
+    seconds = time.time() if created_at is None else created_at
+    return f"video_{int(seconds * 1000):012x}{secrets.token_hex(10)}"
+
+
+def created_ms(video_id: str) -> int | None:
+    """The time of creation that is in an id, in milliseconds; None for what has not the form of an id."""
+    match = VIDEO_ID.fullmatch(video_id)
+    return None if match is None else int(match[1], 16)

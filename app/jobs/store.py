@@ -78,6 +78,7 @@ from app.jobs.job import (
     VideoSpec,
     VideoState,
     WebhookEvent,
+    created_ms,
 )
 from app.jobs.line import Line, Taken, Yield, blocked_key, served_key, speed_kind
 from app.jobs.manifest import Manifest
@@ -434,21 +435,31 @@ class VideoStore:
     ) -> tuple[list[Video], bool]:
         """A page of an owner's videos by time of creation, and whether more follow.
 
-        Raises `KeyError` when `after` names no video of this owner.
+        Raises `KeyError` when `after` is no id of a video.
         """
         key = owner_key(owner)
-        position = 0
-        if after is not None:
-            rank = self.redis.zrevrank(key, after) if newest_first else self.redis.zrank(key, after)
-            if rank is None:
-                raise KeyError(after)
-            position = rank + 1
+        position = 0 if after is None else self._position_after(key, after, newest_first)
         ids = self._listed(key, position, newest_first, status)
         found: list[Video] = []
         while len(found) <= limit and (batch := list(islice(ids, limit + 1 - len(found)))):
             videos = self.get_many(batch)
             found += [video for video in videos if status is None or video.state.status is status]
         return found[:limit], len(found) > limit
+
+    def _position_after(self, key: str, after: str, newest_first: bool) -> int:
+        """The position in an owner's list that follows a video, which may have been deleted since.
+
+        The id of one that is not in the list, whoever's it was, says when it was made. What is listed of that same
+        millisecond follows it then: it may come twice, but is not left out. Raises `KeyError`.
+        """
+        rank = self.redis.zrevrank(key, after) if newest_first else self.redis.zrank(key, after)
+        if rank is not None:
+            return int(rank) + 1
+        made_ms = created_ms(after)
+        if made_ms is None:
+            raise KeyError(after)
+        bounds = ((made_ms + 1) / 1000, "+inf") if newest_first else ("-inf", f"({made_ms / 1000}")
+        return int(self.redis.zcount(key, *bounds))
 
     def _listed(self, key: str, position: int, newest_first: bool, status: Status | None) -> Iterator[str]:
         """Ids of an owner's videos from a position on; of each no more is read than whether it has the status."""

@@ -4,11 +4,15 @@ import { listVideos, thumbnailUrl } from "./api.js";
 import { ago, isFinished, summary, wholeLength } from "./words.js";
 
 const PAGE = 12;
+const MOST = 100; // that one page of the list can hold
 const POLL_MS = 4000;
 
 export class Shelf {
-  #videos = [];
-  #more = false;
+  #videos = []; // by id, which is by time, the newest first
+  // The part of the list that is here without a gap; of others only the one on the screen, and what was just made.
+  #first = "";
+  #last = ""; // "": all there are
+  #reached = ""; // how far `#renew` has come
   #current = "";
   #timer = 0;
   #turn = 0; // counts what is put and dropped
@@ -19,7 +23,7 @@ export class Shelf {
     this.parts = parts;
     this.open = open;
     this.remove = remove;
-    parts.more.addEventListener("click", () => this.#older());
+    parts.more.addEventListener("click", () => this.#ask(this.#last, PAGE));
     document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
   }
 
@@ -29,11 +33,11 @@ export class Shelf {
     this.#render();
   }
 
-  /** Takes over what is newly known of a video; one that is not here yet goes to the front. */
+  /** Takes over what is newly known of a video; one that is not here yet finds its place. */
   put(video) {
     this.#changed.set(video.id, (this.#turn += 1));
     const place = this.#videos.findIndex((other) => other.id === video.id);
-    if (place < 0) this.#videos.unshift(video);
+    if (place < 0) this.#videos = [...this.#videos, video].sort(newestFirst);
     else this.#videos[place] = { ...this.#videos[place], ...video };
     this.#render();
     this.#schedule();
@@ -44,7 +48,7 @@ export class Shelf {
     this.#cancel();
     this.#changed = new Map();
     this.#videos = [];
-    this.#more = false;
+    this.#first = this.#last = this.#reached = "";
     this.#render();
   }
 
@@ -54,38 +58,52 @@ export class Shelf {
     this.#render();
   }
 
-  async refresh() {
+  /** Asks for what is shown again, beginning with the newest. */
+  refresh() {
+    this.#reached = "";
+    return this.#renew();
+  }
+
+  /** Asks for a part of it at a time: one request, however long the list is. */
+  async #renew() {
     this.#cancel();
-    const shown = Math.max(PAGE, Math.min(100, this.#videos.length));
-    await this.#ask("", shown, (data, changed) => {
-      const ours = this.#videos.filter(changed);
-      this.#videos = [...ours, ...data].sort((a, b) => b.created_at - a.created_at);
-    });
+    const after = this.#reached;
+    const shown = this.#videos.filter(({ id }) => id >= this.#last && (!after || id < after)).length;
+    const end = await this.#ask(after, Math.min(MOST, Math.max(after ? 1 : PAGE, shown)));
+    this.#reached = end > this.#last ? end : "";
     this.#schedule();
   }
 
-  #older() {
-    return this.#ask(this.#videos.at(-1)?.id, PAGE, (data) => {
-      const known = new Set(this.#videos.map((video) => video.id));
-      this.#videos.push(...data.filter((video) => !known.has(video.id)));
-    });
-  }
-
-  /** Asks for a page of the list. What is `changed` here while the answer is on its way is newer, and left out of `data`. */
-  async #ask(after, limit, take) {
+  /**
+   * Asks for the part of the list that follows `after`, and takes it over. What changed here while the answer was on its
+   * way is newer. Returns the last id of that part, "" if nothing follows it.
+   */
+  async #ask(after, limit) {
     const turn = this.#turn;
     const changes = this.#changed;
-    const changed = ({ id }) => changes.get(id) > turn;
     let page;
     try {
       page = await listVideos(after, limit);
     } catch {
-      return; // the banner tells
+      return ""; // the banner tells
     }
-    if (changes !== this.#changed) return; // all was cleared meanwhile
-    take(page.data.filter((video) => !changed(video)), changed);
-    this.#more = page.has_more;
+    if (changes !== this.#changed) return ""; // all was cleared meanwhile
+    if (after && after < this.#last) return ""; // what this follows is not here any more
+    const end = page.has_more ? page.last_id : "";
+    if (!after) {
+      // So much is new that what was loaded before does not follow on this: between them others are missing.
+      if (end > this.#first) this.#last = end;
+      this.#first = page.first_id ?? "";
+    }
+    if (end < this.#last) this.#last = end;
+    const changed = ({ id }) => changes.get(id) > turn;
+    const told = ({ id }) => id < this.#last || ((!after || id < after) && id >= end);
+    const kept = this.#videos.filter((video) => changed(video) || video.id === this.#current || !told(video));
+    const videos = new Map(kept.map((video) => [video.id, video]));
+    for (const video of page.data) if (!changed(video)) videos.set(video.id, video);
+    this.#videos = [...videos.values()].sort(newestFirst);
     this.#render();
+    return end;
   }
 
   #cancel() {
@@ -98,7 +116,7 @@ export class Shelf {
     const changing = (video) => !isFinished(video) && video.status !== "paused" && video.id !== this.#current;
     const others = this.#videos.some(changing);
     if (!others || document.hidden) this.#cancel();
-    else this.#timer ||= setTimeout(() => this.refresh(), POLL_MS);
+    else this.#timer ||= setTimeout(() => this.#renew(), POLL_MS);
   }
 
   #render() {
@@ -112,7 +130,7 @@ export class Shelf {
     for (const card of cards.values()) if (!wanted.includes(card)) card.remove();
     // Moves only what is out of place, so that focus and scroll position stay.
     wanted.forEach((card, place) => list.children[place] !== card && list.insertBefore(card, list.children[place] ?? null));
-    more.hidden = !this.#more;
+    more.hidden = !this.#last;
     nothing.hidden = this.#videos.length > 0;
   }
 
@@ -167,6 +185,8 @@ export class Shelf {
     }
   }
 }
+
+const newestFirst = (one, other) => (one.id < other.id ? 1 : -1);
 
 /** A colour of its own for each video that has no picture yet. */
 function hue(id) {

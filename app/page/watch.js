@@ -4,7 +4,7 @@ import { ApiError, connection, eventsUrl, getVideo } from "./api.js";
 import { isFinished } from "./words.js";
 
 const POLL_MS = 2000; // while in line (no event tells the place), and whenever the events are away
-const CHECK_MS = 15000; // beside healthy events: a connection can die without a word
+const CHECK_MS = 15000; // beside healthy events: a connection can die without a word; and where nobody looks
 const FINISHED_CHECK_MS = 60000; // it may be deleted elsewhere, or expire
 const SOON_MS = 80; // a stream begins with all that has happened so far: told once, not event by event
 
@@ -22,7 +22,7 @@ export function watch(id, { changed, gone }) {
 
   function stop() {
     stopped = true;
-    source?.close();
+    hush();
     clearTimeout(next);
     clearTimeout(telling);
     connection.removeEventListener("back", refresh);
@@ -38,10 +38,7 @@ export function watch(id, { changed, gone }) {
       chunks_ready: Math.max(video?.chunks_ready ?? 0, change.chunks_ready ?? 0),
       seconds_ready: Math.max(video?.seconds_ready ?? 0, change.seconds_ready ?? 0),
     };
-    if (isFinished(video)) {
-      source?.close();
-      source = null;
-    }
+    if (isFinished(video)) hush();
     telling ||= setTimeout(tell, SOON_MS);
   }
 
@@ -59,7 +56,7 @@ export function watch(id, { changed, gone }) {
       update(fresh);
       if (stopped) return;
       if (first) tell();
-      if (!source && !isFinished(video)) listen();
+      if (!source && !isFinished(video) && !document.hidden) listen();
     } catch (error) {
       if (!stopped && error instanceof ApiError && error.status === 404) {
         stop();
@@ -72,7 +69,7 @@ export function watch(id, { changed, gone }) {
   function schedule() {
     if (stopped) return;
     const live = source?.readyState === EventSource.OPEN && video.status !== "queued";
-    again(video && isFinished(video) ? FINISHED_CHECK_MS : live ? CHECK_MS : POLL_MS);
+    again(video && isFinished(video) ? FINISHED_CHECK_MS : live || document.hidden ? CHECK_MS : POLL_MS);
   }
 
   function again(milliseconds) {
@@ -80,8 +77,20 @@ export function watch(id, { changed, gone }) {
     if (!document.hidden || !video || !isFinished(video)) next = setTimeout(refresh, milliseconds);
   }
 
+  // A browser opens no more than six connections to a service over HTTP/1.1, for all tabs together: six that listen
+  // where nobody looks would leave none for the tab in front.
   function seen() {
-    if (!document.hidden) refresh();
+    if (!document.hidden) {
+      refresh();
+      return;
+    }
+    hush();
+    schedule();
+  }
+
+  function hush() {
+    source?.close();
+    source = null;
   }
 
   function listen() {

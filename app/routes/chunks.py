@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import zlib
 from typing import Annotated, Literal
@@ -15,7 +16,15 @@ from app.errors import APIError, not_found
 from app.jobs.job import ChunkRecord, Video
 from app.jobs.store import VideoGone
 from app.media_container import standalone_chunk
-from app.object_response import IMMUTABLE, REVALIDATE, Part, bytes_response, not_modified, object_response
+from app.object_response import (
+    IMMUTABLE,
+    REVALIDATE,
+    Part,
+    accepts_gzip,
+    bytes_response,
+    not_modified,
+    object_response,
+)
 from app.routes.documentation import errors, file
 from app.routes.videos import not_ready
 from app.schemas import ChunkList, ChunkObject, chunk_seconds
@@ -25,6 +34,8 @@ router = APIRouter(prefix="/v1/videos/{video_id}", tags=["chunks"])
 
 SEGMENT_TYPE = "video/iso.segment"
 PLAYLIST_TYPE = "application/vnd.apple.mpegurl"
+
+_GZIP_LEVEL = 1  # the fastest
 
 Index = Annotated[int, Path(ge=0, le=999_999, description="Number of the chunk, from 0.")]
 
@@ -157,17 +168,21 @@ def _playlist(request: Request, ctx: Context, video_id: str) -> Response:
     if not video.state.chunks_ready:
         raise _too_early(video)
     ended = video.state.status.terminal
-    # Segments inherit nothing from the playlist's address: each carries the signature itself, a fresh one.
-    query = ctx.playback_query(video.id)
-    ctx.note_viewing(video)
+    # Segments inherit nothing from the playlist's address: each carries a signature itself.
+    query = ctx.playlist_query(video)
     signed = f"-{zlib.crc32(query.encode()):08x}" if query else ""
-    etag = f'"{video.state.chunks_ready}{"-end" if ended else ""}{signed}"'
-    headers = {"ETag": etag, "Cache-Control": REVALIDATE}
+    # Weak: the same for the text and its compressed form.
+    etag = f'W/"{video.state.chunks_ready}{"-end" if ended else ""}{signed}"'
+    headers = {"ETag": etag, "Cache-Control": REVALIDATE, "Vary": "Accept-Encoding"}
     if not_modified(request, etag):
         return Response(status_code=304, headers=headers)
     chunks = ctx.committed.of(video)
     text = chunks.playlist(_target_seconds(ctx, video, chunks), ended=ended, query=query)
-    return Response(text, media_type=PLAYLIST_TYPE, headers=headers)
+    if not accepts_gzip(request):
+        return Response(text, media_type=PLAYLIST_TYPE, headers=headers)
+    # Each viewer of a growing video reads all of it about once a second, and its lines are nearly the same.
+    packed = gzip.compress(text.encode(), _GZIP_LEVEL, mtime=0)
+    return Response(packed, media_type=PLAYLIST_TYPE, headers={**headers, "Content-Encoding": "gzip"})
 
 
 def _target_seconds(ctx: Context, video: Video, chunks: Committed) -> int:

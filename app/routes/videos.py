@@ -82,7 +82,9 @@ def _with_reference(ctx: Context, spec: VideoSpec, upload: FilePart) -> VideoSpe
 @router.get("", response_model=VideoList, responses=errors(400, 503), summary="List videos")
 def list_videos(
     ctx: Ctx,
-    after: Annotated[str | None, Query(description="The `last_id` of the page before.")] = None,
+    after: Annotated[
+        str | None, Query(description="The `last_id` of the page before; it may be deleted by now.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Annotated[Literal["asc", "desc"], Query(description="By time of creation.")] = "desc",
     status: Status | None = None,
@@ -93,7 +95,7 @@ def list_videos(
             ctx.owner, limit=limit, after=after, newest_first=order == "desc", status=status
         )
     except KeyError as error:
-        raise invalid("There is no such video.", param="after") from error
+        raise invalid("This is no id of a video.", param="after") from error
     data = ctx.wire(*videos)
     return VideoList(
         data=data,

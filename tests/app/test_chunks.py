@@ -122,6 +122,44 @@ def test_the_playlist_grows_by_whole_lines_with_a_constant_target_and_ends_with_
     assert lengths == pytest.approx([chunk_bounds(n)[1] / FPS for n in range(4)], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("*", True),
+        ("gzip;q=0.001", True),
+        ("", False),
+        ("br", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000, *", False),
+        ("*;q=0", False),
+        ("x-gzipped", False),
+    ],
+)
+def test_the_playlist_is_compressed_for_who_takes_that(
+    finished: tuple[Api, str], accepted: str, packed: bool
+) -> None:
+    api, url = finished
+    plain = api.http.get(f"{url}/stream.m3u8", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    answer = api.http.get(f"{url}/stream.m3u8", headers={"Accept-Encoding": accepted})
+    assert answer.headers.get("content-encoding") == ("gzip" if packed else None)
+    assert answer.text == plain.text
+    assert answer.headers["content-type"] == plain.headers["content-type"]
+    assert (int(answer.headers["content-length"]) < len(plain.text)) is packed
+    # Caches keep the two apart, and ask after both by one name.
+    assert answer.headers["etag"] == plain.headers["etag"]
+    assert answer.headers["etag"].startswith("W/")
+    known = {"If-None-Match": answer.headers["etag"], "Accept-Encoding": accepted}
+    again = api.http.get(f"{url}/stream.m3u8", headers=known)
+    assert again.status_code == 304
+    for one in (plain, answer, again):
+        assert one.headers["vary"] == "Accept-Encoding"
+    head = api.http.head(f"{url}/stream.m3u8", headers={"Accept-Encoding": accepted})
+    assert head.headers["content-length"] == answer.headers["content-length"]
+
+
 @pytest.mark.parametrize("status", ["cancelled", "failed"])
 def test_a_video_that_stopped_early_stays_watchable(api: Api, status: str) -> None:
     video_id = api.create()["id"]

@@ -123,6 +123,14 @@ def test_list_walks_over_all_pages(client: LongtakeClient) -> None:
     assert [video.id for video in client.list(status=Status.CANCELLED)] == [made[2]]
 
 
+def test_all_videos_can_be_deleted_while_their_list_is_walked_over(client: LongtakeClient) -> None:
+    for number in range(7):
+        client.create(f"Ball {number}")
+    for video in client.list(page_size=3):
+        client.delete(video.id)
+    assert list(client.list()) == []
+
+
 def test_cancel_and_delete(client: LongtakeClient) -> None:
     video = client.create("A red ball")
     assert client.pause(video.id).status is Status.PAUSED

@@ -28,6 +28,13 @@ def test_every_setting_is_listed_and_described() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
+def test_every_setting_is_in_a_section_and_no_section_is_empty() -> None:
+    _, *sections = PAGE.read_text().split("\n## ")
+    counts = [section.count("\n| `LONGTAKE_") for section in sections]
+    assert min(counts) > 0
+    assert sum(counts) == len(Settings.model_fields)
+
+
 def codes() -> Iterator[str]:
     """Every error code that the source of the API has as a constant."""
     for path in (ROOT / "app").rglob("*.py"):

@@ -115,6 +115,52 @@ def test_who_watches_a_growing_video_may_go_on_when_the_url_expires(
         tenants.api.context.signer.check(signature, video["id"])
 
 
+def segment_query(playlist: httpx.Response) -> str:
+    """The query that a playlist's first segment has."""
+    assert playlist.status_code == 200
+    return urlsplit(re.findall(r"^chunks/.*$", playlist.text, re.M)[0]).query
+
+
+def test_a_link_to_an_ended_video_does_not_renew_itself(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, viewer = tenants.join(), tenants.client()
+    video = tenants.create(client)
+    tenants.api.worker.make(video["id"])
+    path = f"/v1/videos/{video['id']}/stream.m3u8"
+    with monkeypatch.context() as earlier:
+        real = time.time
+        earlier.setattr("app.signatures.time.time", lambda: real() - 2 * 3600)
+        link = tenants.api.context.signer.sign(video["id"], owner_of(client)).query
+    assert segment_query(viewer.get(f"{path}?{link}")) == link
+    # The owner's key takes a fresh one.
+    fresh = parse_signature(segment_query(client.get(path)))
+    assert fresh is not None
+    assert fresh.ends_at > time.time() + 3 * 3600
+
+
+def test_who_watches_a_video_grow_gets_a_fresh_signature_for_its_end_and_no_other(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, viewer = tenants.join(), tenants.client()
+    video = tenants.create(client)
+    tenants.api.worker.claim(video["id"])
+    tenants.api.worker.commit(video["id"], 0)
+    path = f"/v1/videos/{video['id']}/stream.m3u8"
+    with monkeypatch.context() as earlier:
+        real = time.time
+        earlier.setattr("app.signatures.time.time", lambda: real() - 2 * 3600)
+        link = tenants.api.context.signer.sign(video["id"], owner_of(client))
+    assert segment_query(viewer.get(f"{path}?{link.query}")) != link.query
+    tenants.api.worker.finish(video["id"])
+    last = segment_query(viewer.get(f"{path}?{link.query}"))
+    assert last != link.query
+    assert segment_query(viewer.get(f"{path}?{last}")) == last
+    # Once nobody has been watching for a while, the link is as any other to a video that has ended.
+    tenants.api.worker.videos.redis.delete(f"longtake:viewed:{link.mac}")
+    assert segment_query(viewer.get(f"{path}?{link.query}")) == link.query
+
+
 def test_a_player_without_a_header_follows_a_video_to_its_end(
     settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

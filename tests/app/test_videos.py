@@ -11,7 +11,7 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
-from app.jobs.job import JobError, Priority, Video
+from app.jobs.job import JobError, Priority, Video, new_video_id
 from app.jobs.store import owner_key, video_key
 from app.settings import Settings
 from app.storage.objects import video_prefix
@@ -407,6 +407,41 @@ def test_the_list_pages_through_all_videos_in_both_orders(api: Api) -> None:
     assert positions == list(range(7))
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("status", ["queued", "cancelled"])
+def test_a_page_follows_on_the_one_before_although_its_videos_were_deleted(
+    api: Api, order: str, status: str
+) -> None:
+    made = {"queued": [api.create()["id"] for _ in range(5)], "cancelled": []}
+    for _ in range(5):
+        made["cancelled"].append(api.create()["id"])
+        api.http.post(f"/v1/videos/{made['cancelled'][-1]}/cancel")
+    seen: list[str] = []
+    query: dict[str, Any] = {"limit": 2, "order": order, "status": status}
+    while (page := api.http.get("/v1/videos", params=query).json())["data"]:
+        for video in page["data"]:
+            seen.append(video["id"])
+            assert api.http.delete(f"/v1/videos/{video['id']}").status_code == 200
+        query["after"] = page["last_id"]
+    assert seen == (made[status] if order == "asc" else made[status][::-1])
+
+
+def test_after_a_deleted_video_none_of_its_millisecond_is_left_out(api: Api) -> None:
+    record = api.worker.videos.redis.hgetall(video_key(api.create()["id"]))
+    api.worker.videos.redis.flushdb()
+    # Made within one millisecond, and one just before and just after it.
+    times = [1_700_000_000 + ms / 1000 for ms in (122.999, 123, 123.5, 123.999, 124)]
+    ids = [new_video_id(created_at) for created_at in times]
+    for video_id, created_at in zip(ids, times, strict=True):
+        spec = json.loads(record[b"spec"]) | {"id": video_id, "created_at": created_at}
+        api.worker.videos.redis.hset(video_key(video_id), mapping=record | {b"spec": json.dumps(spec)})
+        api.worker.videos.redis.zadd(owner_key(""), {video_id: created_at})
+    assert api.http.delete(f"/v1/videos/{ids[2]}").status_code == 200
+    for order, expected in (("asc", [ids[1], ids[3], ids[4]]), ("desc", [ids[3], ids[1], ids[0]])):
+        page = api.http.get(f"/v1/videos?order={order}&after={ids[2]}").json()
+        assert [video["id"] for video in page["data"]] == expected
+
+
 def test_the_list_can_be_filtered_by_status(api: Api) -> None:
     ids = [api.create()["id"] for _ in range(3)]
     api.worker.make(ids[1], chunks=1)
@@ -470,7 +505,8 @@ def test_a_record_that_cannot_be_read_makes_no_page_shorter(api: Api) -> None:
         ("limit=x", "limit"),
         ("order=up", "order"),
         ("status=done", "status"),
-        (f"after={UNKNOWN}", "after"),
+        ("after=video_1", "after"),
+        (f"after={UNKNOWN}0", "after"),
         ("after=%00", "after"),
     ],
 )

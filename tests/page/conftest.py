@@ -83,8 +83,10 @@ class Service(Api):
     def clear(self) -> None:
         """For the next test: nothing is held up, and there are no videos."""
         self.easel.hold_at = math.inf
-        for video in self.get("/v1/videos?limit=100")["data"]:
-            self.delete(video["id"])
+        with httpx.Client(base_url=self.url, timeout=60) as http:
+            while videos := http.get("/v1/videos?limit=100").raise_for_status().json()["data"]:
+                for video in videos:
+                    http.delete(f"/v1/videos/{video['id']}").raise_for_status()
 
     def delete(self, video_id: str) -> None:
         httpx.delete(f"{self.url}/v1/videos/{video_id}", timeout=60).raise_for_status()

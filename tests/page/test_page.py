@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Request, Route, expect
 
+from app.jobs.job import new_video_id
 from app.jobs.store import MODELS_KEY, VideoStore
 
 HEADLINE = "#headline"
@@ -328,6 +329,81 @@ def test_other_cards_are_kept_current_while_a_video_is_being_made(service: Any, 
     assert service.get(f"/v1/videos/{made}")["status"] == "in_progress"
 
 
+def line_up(service: Any, count: int) -> list[str]:
+    """Has so many videos wait in line, a millisecond apart, and returns their ids from the newest to the oldest."""
+    service.easel.hold_at = 0.0
+    videos = VideoStore(service.redis)
+    running = videos.get(service.make("a red circle", 5))
+    assert running is not None
+    ids = []
+    for number in range(1, count + 1):
+        created_at = (int(running.spec.created_at * 1000) + number + 0.5) / 1000
+        ids.append(new_video_id(created_at))
+        videos.create(running.spec.model_copy(update={"id": ids[-1], "created_at": created_at}))
+    return ids[::-1]
+
+
+def cards(page: Page) -> list[str]:
+    """Ids of the videos on the shelf, in order."""
+    return list(page.evaluate("[...document.querySelectorAll('.card')].map((card) => card.dataset.id)"))
+
+
+def show_older(page: Page, count: int) -> None:
+    """Presses the button until there are so many cards."""
+    while (shown := len(cards(page))) < count:
+        page.get_by_role("button", name="Show older").click()
+        expect(page.locator(".card").nth(shown)).to_be_attached()
+
+
+def test_older_cards_stay_and_are_kept_current_while_videos_are_being_made(
+    service: Any, visitor: Any
+) -> None:
+    ids = line_up(service, 130)
+    page = visitor.open()
+    show_older(page, 120)
+    service.post(f"/v1/videos/{ids[3]}/cancel")
+    service.post(f"/v1/videos/{ids[115]}/cancel")
+    service.delete(ids[110])
+    for place in (3, 115):
+        card = page.locator(f".card[data-id={ids[place]}]")
+        expect(card).to_contain_text("Cancelled")
+    expect(page.locator(f".card[data-id={ids[110]}]")).to_have_count(0)
+    assert cards(page)[:119] == [video for video in ids[:120] if video != ids[110]]
+
+
+def test_all_between_the_newest_and_the_old_video_of_the_address_can_be_reached(
+    service: Any, visitor: Any
+) -> None:
+    ids = line_up(service, 30)
+    page = visitor.open(f"#{ids[-1]}")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/videos?*", hold, times=1)
+    page.reload()
+    expect(page.locator(".card")).to_have_count(1)
+    held[0].continue_()
+    expect(page.locator(".card")).to_have_count(13)
+    show_older(page, 30)
+    assert cards(page)[:30] == ids
+
+
+def test_all_that_was_made_while_nobody_looked_can_be_reached(service: Any, visitor: Any) -> None:
+    old = line_up(service, 15)
+    for video in old:
+        service.post(f"/v1/videos/{video}/cancel")
+    page = visitor.open()
+    show_older(page, 15)
+    page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+    new = line_up(service, 30)
+    page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator(".card").first).to_have_attribute("data-id", new[0])
+    show_older(page, 30 + 1 + 15)
+    assert [video for video in cards(page) if video in {*new, *old}] == new + old
+
+
 def test_a_waiting_video_says_how_many_are_before_it_and_keeps_what_is_asked_of_it(
     service: Any, visitor: Any
 ) -> None:
@@ -437,6 +513,34 @@ def test_without_events_the_page_asks(service: Any, visitor: Any) -> None:
     page.route("**/events*", lambda route: route.abort())
     ask(page, "a green circle on black", seconds="3")
     expect(page.locator(HEADLINE)).to_have_text("0.8 s of 3 s ready")
+    service.easel.hold_at = math.inf
+    expect(page.locator(HEADLINE)).to_have_text(re.compile("^Finished in"))
+
+
+def test_a_tab_that_nobody_looks_at_holds_no_connection_and_follows_its_video(
+    service: Any, visitor: Any
+) -> None:
+    service.easel.hold_at = 1.0
+    page = visitor.open()
+
+    def of_events(request: Request) -> bool:
+        return "/events" in request.url
+
+    with page.expect_request(of_events):
+        ask(page, "a green circle on black", seconds="3")
+    expect(page.locator(HEADLINE)).to_have_text("0.8 s of 3 s ready")
+    with page.expect_event("requestfailed", of_events):  # the page has closed it
+        page.evaluate(
+            """() => {
+                Object.defineProperty(document, "hidden", {value: true, configurable: true});
+                document.dispatchEvent(new Event("visibilitychange"));
+            }"""
+        )
+    service.easel.hold_at = 2.0
+    expect(page.locator(HEADLINE)).to_have_text("1.8 s of 3 s ready")  # it has asked
+    with page.expect_request(of_events) as again:
+        page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    assert "last_event_id=" in again.value.url
     service.easel.hold_at = math.inf
     expect(page.locator(HEADLINE)).to_have_text(re.compile("^Finished in"))
 
