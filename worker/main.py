@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from redis.exceptions import RedisError
 from rq import SimpleWorker, worker_registration
@@ -38,6 +39,7 @@ from app.signals import Signals
 from app.storage import ObjectStore, StorageError, StoreMisconfigured, store_of
 from worker.engine import Engine
 from worker.generate import Generation, Outcome, Runtime
+from worker.media.encode import EncoderSettings, EncodingError, encode_chunk
 from worker.models.base import ModelLoadError, VideoModel
 from worker.models.registry import ModelDescription, describe, load_model
 from worker.scratch import sweep_scratch
@@ -420,11 +422,13 @@ def serve(
 ) -> int:
     """Makes videos with a loaded model until a signal comes or `shutdown` is set; returns the exit code.
 
-    Waits for Redis and the store while they are away. Raises `StoreMisconfigured`.
+    Waits for Redis and the store while they are away. Raises `StoreMisconfigured`, and `_BadSettings` for an encoder
+    that does not work here: found later, it would cost every video all that was sampled of it.
     """
     if settings.redis_url is None:
         raise _BadSettings("LONGTAKE_REDIS_URL is not set")
     with _ended_at_once(signals):
+        _try_encoder(EncoderSettings(settings.codec, settings.crf), model)
         if removed := sweep_scratch():
             log.info("removed %d temporary folder(s) of workers that were killed", removed)
         objects = _open_objects(settings, shutdown)
@@ -448,6 +452,15 @@ def serve(
     with signals or nullcontext():
         log.info("worker %s is ready: %d slot(s)", name, count)
         return Process(settings, card, runtime, slots).run(signals)
+
+
+def _try_encoder(encoder: EncoderSettings, model: VideoModel) -> None:
+    """Encodes a black frame of every size. Raises `_BadSettings`."""
+    for width, height in model.geometry.sizes:
+        try:
+            encode_chunk(np.zeros((1, height, width, 3), np.uint8), 0, 0, model.geometry.fps, encoder)
+        except EncodingError as error:
+            raise _BadSettings(f"LONGTAKE_CODEC, LONGTAKE_CRF: at {width}x{height}: {error}") from error
 
 
 def model_card(model: VideoModel, description: ModelDescription, loaded_as: str) -> ModelCard:

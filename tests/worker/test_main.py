@@ -326,6 +326,16 @@ def test_bad_settings_are_one_line_and_exit_code_2(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("fields", [{"codec": "hevc", "crf": 52}, {"codec": "h264_nvenc"}])
+def test_a_worker_whose_encoder_does_not_work_does_not_start(work: Any, fields: dict[str, Any]) -> None:
+    """HEVC ends at 51, and no encoder of a GPU takes frames as small as the stand-in's."""
+    stopped = threading.Event()
+    stopped.set()  # one that did start would end at once
+    model = work.model()
+    with pytest.raises(worker_main._BadSettings, match=rf"LONGTAKE_CODEC.* at 16x16: {fields['codec']}"):
+        worker_main.serve(work.settings(**fields), model, work.card(model), stopped)
+
+
 def test_logs_are_json_on_request_and_hold_no_password(work: Any, own_redis: EmbeddedRedis) -> None:
     work.use(own_redis.url)
     worker = work.process(log_json=True, log_level="DEBUG")
