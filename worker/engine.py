@@ -353,20 +353,26 @@ class Engine:
         try:
             emitted = self._step(group)
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
-            untouched = all(
-                track.state.forward == forward for track, forward in zip(group, before, strict=True)
-            )
-            if len(group) > 1 and untouched:
-                # One of them is at fault; alone, each answers for itself.
-                log.warning("a shared forward of %d videos failed; trying each alone", len(group))
-                for track in group:
-                    self._forward([track])
-                return
             failure = detached(error)
-            with self.lock:
-                for track in group:
-                    track.fail(failure)
+        else:
+            self._hand_out(group, emitted)
             return
+        # Only here, behind the handler, has all that the failed forward held gone out of memory.
+        untouched = all(track.state.forward == forward for track, forward in zip(group, before, strict=True))
+        if len(group) > 1 and untouched:
+            # One of them is at fault, or they are too many; alone, each answers for itself.
+            log.warning("a shared forward of %d videos failed; trying each alone", len(group))
+            if isinstance(failure, torch.OutOfMemoryError):
+                self.batch = len(group) // 2
+                log.warning("out of memory: from now on at most %d videos share a forward", self.batch)
+            for track in group:
+                self._forward([track])
+            return
+        with self.lock:
+            for track in group:
+                track.fail(failure)
+
+    def _hand_out(self, group: Sequence[Track], emitted: Sequence[Emission | BaseException | None]) -> None:
         with self.lock:
             for track, emission in zip(group, emitted, strict=True):
                 if isinstance(emission, BaseException):

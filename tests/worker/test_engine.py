@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,37 @@ def test_an_error_in_a_shared_forward_fails_only_the_video_at_fault(stand_in: An
         drain(nan)
     thread.join(20)
     assert (joined(results[0]) - sample(model, "a circle", chunks=6, seed=1)).abs().max() < 1e-5
+
+
+def test_videos_too_many_for_the_memory_go_on_alone_and_then_in_smaller_company(
+    stand_in: Any, engines: Any
+) -> None:
+    """A GPU that has room for two videos at once is made up: what a forward holds is one tensor in its frame."""
+    model = stand_in.StandIn()
+    held: list[weakref.ref[Tensor]] = []
+    left_over: list[bool] = []
+    velocity = model.velocity
+
+    def cramped(latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
+        activations = latents.clone()
+        left_over.append(any(one() is not None for one in held))
+        held.append(weakref.ref(activations))
+        answer: Tensor = velocity(latents, sigmas, prompt)
+        if len(activations) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return answer
+
+    model.velocity = cramped
+    engine = engines(model, batch=4)
+    with engine.lock:
+        tracks = [join(engine, seed=seed, capacity=6) for seed in (1, 2, 3, 4)]
+    for seed, emissions in enumerate(drain_together(*tracks), start=1):
+        assert (
+            joined(emissions) - sample(stand_in.StandIn(), "a circle", chunks=6, seed=seed)
+        ).abs().max() < 1e-5
+    assert not any(left_over)
+    assert model.rows[:5] == [4, 1, 1, 1, 1]
+    assert max(model.rows[5:]) == engine.batch == 2
 
 
 def test_a_held_video_begins_no_chunk_and_goes_on_as_directed(
