@@ -39,7 +39,7 @@ from worker.media.encode import EncoderSettings, EncodingError
 from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.pipeline import BlackFrames, Layout, Patience, Pipeline, StageError, chunk_number, conclude
 from worker.sampler.window import SamplerConfig
-from worker.starts import Start, StartLost
+from worker.starts import ModelChanged, Start, StartLost
 from worker.stopwatch import Stopwatch, TimedDecoder
 
 T = TypeVar("T")
@@ -217,6 +217,8 @@ class Generation:
             self._make(video)
         except InvalidRequest as error:
             return self._fail(JobError(code="invalid_request", message=str(error)))
+        except ModelChanged as error:
+            return self._fail(JobError(code="model_changed", message=str(error)))
         except StartLost as error:
             return self._fail(JobError(code=error.code, message=error.message))
         except (FenceLost, VideoGone, RecordError, CheckpointTooNew, Stopped, _Preempted, _Rests):
@@ -243,9 +245,11 @@ class Generation:
     def _generate(self, video: Video) -> None:
         """Makes and commits every chunk that is missing. Raises what ended it otherwise."""
         spec, model = video.spec, self._runtime.model
-        ready = video.state.chunks_ready
-        if video.state.ending and ready >= chunk_layout(spec, model, self._settings).chunks:
+        ready, layout = video.state.chunks_ready, chunk_layout(spec, model, self._settings)
+        if video.state.ending and video.state.frames_ready >= layout.frames:
             return
+        if video.state.frames_ready not in (layout.first_frame(ready), layout.frames):
+            raise ModelChanged
         config = sampler_config(spec, model)
         try:
             frame_shape = model.geometry.latent_shape(spec.width, spec.height)
@@ -334,7 +338,7 @@ class Generation:
         """The newest state the video can be continued from, and a decoder that stands there; None is the start.
 
         Usually that of the last committed chunk. If that is gone or damaged, an older one does, or none: what lies
-        before the next chunk is then sampled once more, to the same bits, and not written.
+        before the next chunk is then sampled once more, to the same bits, and not written. Raises `ModelChanged`.
         """
         if video.state.chunks_ready == 0:
             return None
@@ -342,6 +346,8 @@ class Generation:
             try:
                 data = self._get(checkpoint_key(video.id, chunk))
                 checkpoint = unpack_checkpoint(data, self._runtime.model.device)
+                if checkpoint.window.config.chunk_latents != config.chunk_latents:
+                    raise ModelChanged
                 decoder = TimedDecoder(self._runtime.model.open_decoder(), self.stopwatch)
                 with torch.inference_mode():
                     replay(decoder, chunk, config.chunk_latents, lambda n: self._latents(video.id, n))
