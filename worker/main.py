@@ -529,28 +529,46 @@ def choose_slots(wanted: int, model: VideoModel) -> int:
     """Videos at once: one on a CPU, as many as fit into the free memory of a GPU."""
     if wanted or model.device.type != "cuda":
         return wanted or 1
-    needed = measure_video_bytes(model)
+    encoding, forward, decoding = measure_peak_bytes(model)
     free, _ = torch.cuda.mem_get_info(model.device)
-    chosen = max(1, min(MAX_CHOSEN_SLOTS, int(GPU_MEMORY_SHARE * free) // max(1, needed)))
+    room, needed = int(GPU_MEMORY_SHARE * free), forward + decoding
+    # Prompts are encoded between two forwards, and chunks decoded at any time.
+    fit = min(room // max(1, needed), (room - encoding) // max(1, decoding))
+    chosen = max(1, min(MAX_CHOSEN_SLOTS, fit))
     log.info("one video takes %.2f GiB, %.2f GiB are free: %d slot(s)", needed / 2**30, free / 2**30, chosen)
     return chosen
 
 
-def measure_video_bytes(model: VideoModel) -> int:
-    """GPU memory that one video takes at its peak, found by one guided forward and one decoded chunk."""
+def measure_peak_bytes(model: VideoModel) -> tuple[int, int, int]:
+    """GPU memory that prompts, a guided forward of one video and one decoded chunk each take, measured one by one.
+
+    A forward's has the keys and values of two batches of prompts: a model may keep the last beside the present one.
+    """
     device, config = model.device, model.sampler
     channels, height, width = model.geometry.latent_shape(*model.geometry.default_size)
     rows = 1 if config.guidance_scale == 1.0 else 2
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    peaks: list[int] = []
+
+    @contextmanager
+    def measured() -> Iterator[None]:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield
+        peaks.append(int(torch.cuda.max_memory_allocated(device) - before))
+
     with torch.inference_mode():
         window = torch.zeros((rows, channels, config.window_latents, height, width), device=device)
         sigmas = torch.full((rows, config.window_latents), 0.5, device=device)
-        model.velocity(window, sigmas, model.encode_prompt([""] * rows))
-        model.open_decoder().push(window[:1, :, : config.chunk_latents])
-    needed = torch.cuda.max_memory_allocated(device) - before
+        with measured():
+            prompts = model.encode_prompt([""] * rows + ["a"] * rows)
+        with measured():
+            for batch in prompts.tensor_split(2):
+                model.velocity(window, sigmas, batch)
+        with measured():
+            model.open_decoder().push(window[:1, :, : config.chunk_latents])
     torch.cuda.empty_cache()
-    return int(needed)
+    encoding, forward, decoding = peaks
+    return encoding, forward, decoding
 
 
 @contextmanager

@@ -267,11 +267,17 @@ class WanModel:
 
     def _keys_values(self, prompt: Tensor) -> KeysValues:
         # Compared by content: a key made of an address or an object could outlive the tensor it stood for.
-        for known, keys_values in self._texts:
-            if known.shape == prompt.shape and torch.equal(known, prompt):
-                return keys_values
+        same = (
+            keys_values
+            for known, keys_values in self._texts
+            if known.shape == prompt.shape and torch.equal(known, prompt)
+        )
+        if (found := next(same, None)) is not None:
+            return found
+        # The oldest goes first, and nothing here holds on to it: there is never memory for one more.
+        self._texts = self._texts[: CACHED_PROMPT_BATCHES - 1]
         fresh = self._transformer.keys_values(prompt)
-        self._texts = [(prompt.clone(), fresh), *self._texts][:CACHED_PROMPT_BATCHES]
+        self._texts = [(prompt.clone(), fresh), *self._texts]
         return fresh
 
     def _rotary_of(self, latents: Tensor) -> Tensor:

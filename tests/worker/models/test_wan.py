@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -163,6 +164,24 @@ def test_prompts_come_and_go_without_mixing_up_or_piling_up(model: WanModel) -> 
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in pairwise(first))
     assert len(model._texts) == CACHED_PROMPT_BATCHES
+
+
+def test_an_old_batch_of_prompts_is_let_go_before_the_next_takes_memory(
+    model: WanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents, sigmas, _ = window()
+    for _ in range(CACHED_PROMPT_BATCHES):
+        model.velocity(latents, sigmas, torch.randn(2, 8, 16))
+    oldest = weakref.ref(model._texts[-1][1][0][0])
+    keys_values, gone = model._transformer.keys_values, list[bool]()
+
+    def noted(prompt: torch.Tensor) -> Any:
+        gone.append(oldest() is None)
+        return keys_values(prompt)
+
+    monkeypatch.setattr(model._transformer, "keys_values", noted)
+    model.velocity(latents, sigmas, torch.randn(2, 8, 16))
+    assert gone == [True]
 
 
 def test_rows_of_a_batch_do_not_see_each_other(model: WanModel) -> None:
