@@ -97,7 +97,8 @@ class Track:
     ) -> None:
         self.state = state
         self.conditioning = conditioning
-        self.forwards_done = state.forward
+        self.forwards_done, self.forwards_total = state.forward, state.forwards_total
+        """As of the last forward that has ended: in the middle of one the window's own are neither old nor new."""
         self._capacity = capacity
         self._settled, self._wake = settled, wake
         self._held = False
@@ -155,6 +156,7 @@ class Track:
         with self._engine.lock:
             if not self.state.draining:
                 self.state.set_total(total)
+            self.forwards_total = self.state.forwards_total
             self.conditioning = conditioning
             self._settled, self._held = settled, False
 
@@ -208,7 +210,7 @@ class Track:
             self._free = self.state.next_chunk + 1
 
     def give(self, emission: Emission | None) -> None:
-        self.forwards_done = self.state.forward
+        self.forwards_done, self.forwards_total = self.state.forward, self.state.forwards_total
         # Set here, under the lock and together with the last chunk, not when the window ran empty.
         self._finished = self.state.done
         self._emitted = None if emission is None else emission.chunk

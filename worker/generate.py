@@ -641,7 +641,7 @@ class _Progress:
         chunks_total = None if endless else layout.chunks
         changes: dict[str, Any] = {
             "chunks_total": chunks_total,
-            "forwards_total": None if endless else self._track.state.forwards_total,
+            "forwards_total": None if endless else self._track.forwards_total,
             "forwards_done": self._track.forwards_done,
             "seconds_per_forward": self._speed,
             "stalled": stalled,

@@ -292,6 +292,29 @@ def test_a_video_with_an_open_length_waits_with_its_last_chunk_begun(
     assert torch.equal(joined(drain(track)), sample(model, "a circle", chunks=7, seed=1))
 
 
+def test_how_much_there_is_to_do_does_not_change_in_the_middle_of_a_forward(
+    stand_in: Any, engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, shift = engines(stand_in.StandIn()), WindowState._shift
+    told: list[tuple[int, int | None]] = []
+    own: set[int | None] = set()
+
+    def watched(state: WindowState) -> Any:
+        told.append((track.forwards_done, track.forwards_total))
+        own.add(state.forwards_total)
+        return shift(state)
+
+    monkeypatch.setattr(WindowState, "_shift", watched)
+    with engine.lock:
+        track = join(engine, chunks=6, capacity=6)
+    drain(track)
+    total = engine.model.sampler.forwards(6)
+    assert [done for done, _ in told] == list(range(1, total, 2))
+    assert {wanted for _, wanted in told} == {total}
+    assert own != {total}, "the window itself is between two states there"
+    assert (track.forwards_done, track.forwards_total) == (total, total)
+
+
 def test_a_stopped_video_runs_no_further_forward(stand_in: Any, engines: Any, eventually: Any) -> None:
     model = stand_in.StandIn(step_seconds=0.01)
     engine = engines(model)
