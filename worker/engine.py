@@ -48,7 +48,7 @@ class Conditioning:
     @classmethod
     def encode(
         cls,
-        embed: Callable[[str], Tensor],
+        embed: Callable[[Sequence[str]], Tensor],
         timeline: PromptTimeline,
         negative_prompt: str,
         *,
@@ -57,12 +57,19 @@ class Conditioning:
     ) -> Conditioning:
         """Embeds the prompts in force from chunk `since` on, but those that are `known`; earlier ones are dropped.
 
-        `embed` gives the embedding ``(1, L, D)`` of one text. Never of several: their number could change its last
-        bits, and a timeline must come to the same whether it was asked for at once or bit by bit.
+        `embed` gives the embeddings ``(B, L, D)`` of texts, and is called once at most.
         """
-        old = {} if known is None else known.embeddings
-        embeddings = {text: old[text] if text in old else embed(text) for text in timeline.texts(since)}
-        return cls(timeline, embeddings, embed(negative_prompt) if known is None else known.negative)
+        texts, old = timeline.texts(since), {} if known is None else known.embeddings
+        missing = [text for text in texts if text not in old]
+        if known is None and negative_prompt not in missing:
+            missing.append(negative_prompt)
+        fresh: dict[str, Tensor] = {}
+        if missing:
+            rows = embed(missing).tensor_split(len(missing))
+            # Clones: a slice would keep the embeddings of all texts for as long as that of one is needed.
+            fresh = {text: row.clone() for text, row in zip(missing, rows, strict=True)}
+        embeddings = {text: old[text] if text in old else fresh[text] for text in texts}
+        return cls(timeline, embeddings, fresh[negative_prompt] if known is None else known.negative)
 
     def at(self, chunk: int) -> Tensor:
         """The embedding in force when `chunk` is the newest of the window."""

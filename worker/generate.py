@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -54,6 +54,9 @@ NEWER_VERSION_SECONDS = 5.0
 
 # How much the newest measurement counts in the running mean of seconds per forward.
 SPEED_WEIGHT = 0.2
+
+# Prompts that are encoded between two forwards: a text encoder that rests on the host is moved for each such group.
+PROMPTS_AT_ONCE = 16
 
 # How often a running video tells its speed, for estimates about those that wait.
 LEARN_SECONDS = 5.0
@@ -401,9 +404,13 @@ class Generation:
     def _conditioning(
         self, spec: VideoSpec, layout: Layout, *, since: int, known: Conditioning | None = None
     ) -> Conditioning:
-        def embed(text: str) -> Tensor:
-            # A call for each: the forwards of other videos go on in between.
-            return self._runtime.engine.call(lambda model: model.encode_prompt([text]))
+        def encode(texts: Sequence[str]) -> Tensor:
+            return self._runtime.engine.call(lambda model: model.encode_prompt(texts))
+
+        def embed(texts: Sequence[str]) -> Tensor:
+            # Not all of a long timeline at once: the forwards of other videos go on in between.
+            starts = range(0, len(texts), PROMPTS_AT_ONCE)
+            return torch.cat([encode(texts[start : start + PROMPTS_AT_ONCE]) for start in starts])
 
         timeline = prompt_timeline(spec, layout)
         return Conditioning.encode(embed, timeline, spec.negative_prompt, since=since, known=known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,7 @@ def join(
     shape = model.geometry.latent_shape(*(size or model.geometry.default_size))
     state = WindowState.start(model.sampler, seed, shape, total=chunks)
     timeline = PromptTimeline(((0, prompt),))
-    return engine.add(
-        state, Conditioning.encode(lambda text: model.encode_prompt([text]), timeline, ""), capacity=capacity
-    )
+    return engine.add(state, Conditioning.encode(model.encode_prompt, timeline, ""), capacity=capacity)
 
 
 def drain(track: Track) -> list[Emission]:
@@ -146,11 +144,7 @@ def test_one_video_equals_the_plain_loop_to_the_bit_and_carries_its_state(
         state = WindowState.from_tensors(*emission.state)
         engine = engines(model)
         timeline = PromptTimeline(((0, "a circle"),))
-        rest = drain(
-            engine.add(
-                state, Conditioning.encode(lambda text: model.encode_prompt([text]), timeline, ""), capacity=2
-            )
-        )
+        rest = drain(engine.add(state, Conditioning.encode(model.encode_prompt, timeline, ""), capacity=2))
         assert [e.chunk for e in rest] == list(range(emission.chunk + 1, 6))
         for one, other in zip(rest, emissions[emission.chunk + 1 :], strict=True):
             assert torch.equal(one.latents, other.latents)
@@ -243,6 +237,26 @@ def test_videos_too_many_for_the_memory_go_on_alone_and_then_in_smaller_company(
     assert max(model.rows[5:]) == engine.batch == 2
 
 
+def test_the_prompts_of_a_video_are_encoded_together_and_only_those_that_are_new(stand_in: Any) -> None:
+    model, asked = stand_in.StandIn(), list[list[str]]()
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        asked.append(list(texts))
+        embeddings: Tensor = model.encode_prompt(texts)
+        return embeddings
+
+    timeline = PromptTimeline(((0, "a circle"), (2, "a square"), (4, "a circle")))
+    first = Conditioning.encode(embed, timeline, "blur")
+    later = PromptTimeline(((0, "a circle"), (2, "a square"), (5, "a star")))
+    second = Conditioning.encode(embed, later, "blur", since=2, known=first)
+    same = Conditioning.encode(embed, later, "blur", since=2, known=second)
+    assert asked == [["a circle", "a square", "blur"], ["a star"]]
+    for text, embedding in (*first.embeddings.items(), *same.embeddings.items(), ("blur", same.negative)):
+        assert torch.equal(embedding, model.encode_prompt([text]))
+    assert Conditioning.encode(embed, timeline, "a square").negative.shape == (1, 3, 4)
+    assert asked[-1] == ["a circle", "a square"]
+
+
 def test_a_held_video_begins_no_chunk_and_goes_on_as_directed(
     stand_in: Any, engines: Any, eventually: Any
 ) -> None:
@@ -258,15 +272,11 @@ def test_a_held_video_begins_no_chunk_and_goes_on_as_directed(
     assert track.undecided
     timeline = PromptTimeline(((0, "a circle"), (free, "a square")))
     known = track.conditioning
-    conditioning = Conditioning.encode(
-        lambda text: model.encode_prompt([text]), timeline, "", since=free - 1, known=known
-    )
+    conditioning = Conditioning.encode(model.encode_prompt, timeline, "", since=free - 1, known=known)
     engine.call(lambda _: track.direct(free + 4, conditioning, settled=True))
     assert torch.equal(joined(drain(track)), sample(model, timeline, chunks=free + 4, seed=1))
     assert not track.undecided
-    later = Conditioning.encode(
-        lambda text: model.encode_prompt([text]), timeline, "", since=free, known=conditioning
-    )
+    later = Conditioning.encode(model.encode_prompt, timeline, "", since=free, known=conditioning)
     assert list(later.embeddings) == ["a square"], "what is not needed any more takes no memory"
 
 

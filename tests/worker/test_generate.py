@@ -179,6 +179,18 @@ def test_seed_steps_guidance_and_prompts_each_change_the_video_and_nothing_else_
     assert made[6][3:] != made[0][3:]
 
 
+def test_the_prompts_of_a_long_timeline_are_encoded_in_a_few_groups(work: Any) -> None:
+    model = work.model()
+    encode, asked = model.encode_prompt, list[int]()
+    model.encode_prompt = lambda texts: (asked.append(len(texts)), encode(texts))[1]
+    work.start(model)
+    prompts = tuple(TimedPrompt(at=number, text=f"prompt {number}") for number in range(20))
+    spec = work.spec(12, prompts=prompts)
+    work.store.create(spec)
+    work.wait(spec.id, "completed")
+    assert asked == [generate.PROMPTS_AT_ONCE, 21 - generate.PROMPTS_AT_ONCE]
+
+
 def test_prompts_begin_at_the_chunk_that_holds_their_second(work: Any) -> None:
     model = work.model()
     prompts = tuple(

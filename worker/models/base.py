@@ -124,7 +124,11 @@ class VideoModel(Protocol):
     def device(self) -> torch.device: ...
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings ``(B, L, D)``, zero past each prompt's real length. An empty prompt is a prompt."""
+        """Embeddings ``(B, L, D)``, zero past each prompt's real length. An empty prompt is a prompt.
+
+        A prompt has the same embedding, bit for bit, whatever it is encoded with: a timeline must come to the same
+        whether it was asked for at once or bit by bit.
+        """
         ...
 
     def velocity(self, latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
