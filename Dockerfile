@@ -32,6 +32,8 @@ COPY worker ./worker
 RUN pip install --constraint constraints.txt '.[worker]'
 USER 10001
 ENV LONGTAKE_DATA_DIR=/var/lib/longtake HF_HOME=/var/lib/longtake/huggingface
+# `video` is for the encoders of the GPU (LONGTAKE_CODEC=h264_nvenc and the like); a container has it on request only.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 # SIGTERM hands running videos over within one forward.
 STOPSIGNAL SIGTERM
 CMD ["longtake", "worker"]

@@ -48,7 +48,7 @@ class Conditioning:
     @classmethod
     def encode(
         cls,
-        embed: Callable[[str], Tensor],
+        embed: Callable[[Sequence[str]], Tensor],
         timeline: PromptTimeline,
         negative_prompt: str,
         *,
@@ -57,12 +57,19 @@ class Conditioning:
     ) -> Conditioning:
         """Embeds the prompts in force from chunk `since` on, but those that are `known`; earlier ones are dropped.
 
-        `embed` gives the embedding ``(1, L, D)`` of one text. Never of several: their number could change its last
-        bits, and a timeline must come to the same whether it was asked for at once or bit by bit.
+        `embed` gives the embeddings ``(B, L, D)`` of texts, and is called once at most.
         """
-        old = {} if known is None else known.embeddings
-        embeddings = {text: old[text] if text in old else embed(text) for text in timeline.texts(since)}
-        return cls(timeline, embeddings, embed(negative_prompt) if known is None else known.negative)
+        texts, old = timeline.texts(since), {} if known is None else known.embeddings
+        missing = [text for text in texts if text not in old]
+        if known is None and negative_prompt not in missing:
+            missing.append(negative_prompt)
+        fresh: dict[str, Tensor] = {}
+        if missing:
+            rows = embed(missing).tensor_split(len(missing))
+            # Clones: a slice would keep the embeddings of all texts for as long as that of one is needed.
+            fresh = {text: row.clone() for text, row in zip(missing, rows, strict=True)}
+        embeddings = {text: old[text] if text in old else fresh[text] for text in texts}
+        return cls(timeline, embeddings, fresh[negative_prompt] if known is None else known.negative)
 
     def at(self, chunk: int) -> Tensor:
         """The embedding in force when `chunk` is the newest of the window."""
@@ -97,7 +104,8 @@ class Track:
     ) -> None:
         self.state = state
         self.conditioning = conditioning
-        self.forwards_done = state.forward
+        self.forwards_done, self.forwards_total = state.forward, state.forwards_total
+        """As of the last forward that has ended: in the middle of one the window's own are neither old nor new."""
         self._capacity = capacity
         self._settled, self._wake = settled, wake
         self._held = False
@@ -155,6 +163,7 @@ class Track:
         with self._engine.lock:
             if not self.state.draining:
                 self.state.set_total(total)
+            self.forwards_total = self.state.forwards_total
             self.conditioning = conditioning
             self._settled, self._held = settled, False
 
@@ -208,7 +217,7 @@ class Track:
             self._free = self.state.next_chunk + 1
 
     def give(self, emission: Emission | None) -> None:
-        self.forwards_done = self.state.forward
+        self.forwards_done, self.forwards_total = self.state.forward, self.state.forwards_total
         # Set here, under the lock and together with the last chunk, not when the window ran empty.
         self._finished = self.state.done
         self._emitted = None if emission is None else emission.chunk
@@ -353,20 +362,26 @@ class Engine:
         try:
             emitted = self._step(group)
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
-            untouched = all(
-                track.state.forward == forward for track, forward in zip(group, before, strict=True)
-            )
-            if len(group) > 1 and untouched:
-                # One of them is at fault; alone, each answers for itself.
-                log.warning("a shared forward of %d videos failed; trying each alone", len(group))
-                for track in group:
-                    self._forward([track])
-                return
             failure = detached(error)
-            with self.lock:
-                for track in group:
-                    track.fail(failure)
+        else:
+            self._hand_out(group, emitted)
             return
+        # Only here, behind the handler, has all that the failed forward held gone out of memory.
+        untouched = all(track.state.forward == forward for track, forward in zip(group, before, strict=True))
+        if len(group) > 1 and untouched:
+            # One of them is at fault, or they are too many; alone, each answers for itself.
+            log.warning("a shared forward of %d videos failed; trying each alone", len(group))
+            if isinstance(failure, torch.OutOfMemoryError):
+                self.batch = len(group) // 2
+                log.warning("out of memory: from now on at most %d videos share a forward", self.batch)
+            for track in group:
+                self._forward([track])
+            return
+        with self.lock:
+            for track in group:
+                track.fail(failure)
+
+    def _hand_out(self, group: Sequence[Track], emitted: Sequence[Emission | BaseException | None]) -> None:
         with self.lock:
             for track, emission in zip(group, emitted, strict=True):
                 if isinstance(emission, BaseException):

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -39,7 +39,7 @@ from worker.media.encode import EncoderSettings, EncodingError
 from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.pipeline import BlackFrames, Layout, Patience, Pipeline, StageError, chunk_number, conclude
 from worker.sampler.window import SamplerConfig
-from worker.starts import Start, StartLost
+from worker.starts import ModelChanged, Start, StartLost
 from worker.stopwatch import Stopwatch, TimedDecoder
 
 T = TypeVar("T")
@@ -54,6 +54,9 @@ NEWER_VERSION_SECONDS = 5.0
 
 # How much the newest measurement counts in the running mean of seconds per forward.
 SPEED_WEIGHT = 0.2
+
+# Prompts that are encoded between two forwards: a text encoder that rests on the host is moved for each such group.
+PROMPTS_AT_ONCE = 16
 
 # How often a running video tells its speed, for estimates about those that wait.
 LEARN_SECONDS = 5.0
@@ -217,6 +220,8 @@ class Generation:
             self._make(video)
         except InvalidRequest as error:
             return self._fail(JobError(code="invalid_request", message=str(error)))
+        except ModelChanged as error:
+            return self._fail(JobError(code="model_changed", message=str(error)))
         except StartLost as error:
             return self._fail(JobError(code=error.code, message=error.message))
         except (FenceLost, VideoGone, RecordError, CheckpointTooNew, Stopped, _Preempted, _Rests):
@@ -243,9 +248,11 @@ class Generation:
     def _generate(self, video: Video) -> None:
         """Makes and commits every chunk that is missing. Raises what ended it otherwise."""
         spec, model = video.spec, self._runtime.model
-        ready = video.state.chunks_ready
-        if video.state.ending and ready >= chunk_layout(spec, model, self._settings).chunks:
+        ready, layout = video.state.chunks_ready, chunk_layout(spec, model, self._settings)
+        if video.state.ending and video.state.frames_ready >= layout.frames:
             return
+        if video.state.frames_ready not in (layout.first_frame(ready), layout.frames):
+            raise ModelChanged
         config = sampler_config(spec, model)
         try:
             frame_shape = model.geometry.latent_shape(spec.width, spec.height)
@@ -334,7 +341,7 @@ class Generation:
         """The newest state the video can be continued from, and a decoder that stands there; None is the start.
 
         Usually that of the last committed chunk. If that is gone or damaged, an older one does, or none: what lies
-        before the next chunk is then sampled once more, to the same bits, and not written.
+        before the next chunk is then sampled once more, to the same bits, and not written. Raises `ModelChanged`.
         """
         if video.state.chunks_ready == 0:
             return None
@@ -342,6 +349,8 @@ class Generation:
             try:
                 data = self._get(checkpoint_key(video.id, chunk))
                 checkpoint = unpack_checkpoint(data, self._runtime.model.device)
+                if checkpoint.window.config.chunk_latents != config.chunk_latents:
+                    raise ModelChanged
                 decoder = TimedDecoder(self._runtime.model.open_decoder(), self.stopwatch)
                 with torch.inference_mode():
                     replay(decoder, chunk, config.chunk_latents, lambda n: self._latents(video.id, n))
@@ -395,9 +404,13 @@ class Generation:
     def _conditioning(
         self, spec: VideoSpec, layout: Layout, *, since: int, known: Conditioning | None = None
     ) -> Conditioning:
-        def embed(text: str) -> Tensor:
-            # A call for each: the forwards of other videos go on in between.
-            return self._runtime.engine.call(lambda model: model.encode_prompt([text]))
+        def encode(texts: Sequence[str]) -> Tensor:
+            return self._runtime.engine.call(lambda model: model.encode_prompt(texts))
+
+        def embed(texts: Sequence[str]) -> Tensor:
+            # Not all of a long timeline at once: the forwards of other videos go on in between.
+            starts = range(0, len(texts), PROMPTS_AT_ONCE)
+            return torch.cat([encode(texts[start : start + PROMPTS_AT_ONCE]) for start in starts])
 
         timeline = prompt_timeline(spec, layout)
         return Conditioning.encode(embed, timeline, spec.negative_prompt, since=since, known=known)
@@ -635,7 +648,7 @@ class _Progress:
         chunks_total = None if endless else layout.chunks
         changes: dict[str, Any] = {
             "chunks_total": chunks_total,
-            "forwards_total": None if endless else self._track.state.forwards_total,
+            "forwards_total": None if endless else self._track.forwards_total,
             "forwards_done": self._track.forwards_done,
             "seconds_per_forward": self._speed,
             "stalled": stalled,

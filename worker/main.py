@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from redis.exceptions import RedisError
 from rq import SimpleWorker, worker_registration
@@ -38,6 +39,7 @@ from app.signals import Signals
 from app.storage import ObjectStore, StorageError, StoreMisconfigured, store_of
 from worker.engine import Engine
 from worker.generate import Generation, Outcome, Runtime
+from worker.media.encode import EncoderSettings, EncodingError, encode_chunk
 from worker.models.base import ModelLoadError, VideoModel
 from worker.models.registry import ModelDescription, describe, load_model
 from worker.scratch import sweep_scratch
@@ -430,11 +432,13 @@ def serve(
 ) -> int:
     """Makes videos with a loaded model until a signal comes or `shutdown` is set; returns the exit code.
 
-    Waits for Redis and the store while they are away. Raises `StoreMisconfigured`.
+    Waits for Redis and the store while they are away. Raises `StoreMisconfigured`, and `_BadSettings` for an encoder
+    that does not work here: found later, it would cost every video all that was sampled of it.
     """
     if settings.redis_url is None:
         raise _BadSettings("LONGTAKE_REDIS_URL is not set")
     with _ended_at_once(signals):
+        _try_encoder(EncoderSettings(settings.codec, settings.crf), model)
         if removed := sweep_scratch():
             log.info("removed %d temporary folder(s) of workers that were killed", removed)
         objects = _open_objects(settings, shutdown)
@@ -458,6 +462,15 @@ def serve(
     with signals or nullcontext():
         log.info("worker %s is ready: %d slot(s)", name, count)
         return Process(settings, card, runtime, slots).run(signals)
+
+
+def _try_encoder(encoder: EncoderSettings, model: VideoModel) -> None:
+    """Encodes a black frame of every size. Raises `_BadSettings`."""
+    for width, height in model.geometry.sizes:
+        try:
+            encode_chunk(np.zeros((1, height, width, 3), np.uint8), 0, 0, model.geometry.fps, encoder)
+        except EncodingError as error:
+            raise _BadSettings(f"LONGTAKE_CODEC, LONGTAKE_CRF: at {width}x{height}: {error}") from error
 
 
 def model_card(model: VideoModel, description: ModelDescription, loaded_as: str) -> ModelCard:
@@ -526,28 +539,46 @@ def choose_slots(wanted: int, model: VideoModel) -> int:
     """Videos at once: one on a CPU, as many as fit into the free memory of a GPU."""
     if wanted or model.device.type != "cuda":
         return wanted or 1
-    needed = measure_video_bytes(model)
+    encoding, forward, decoding = measure_peak_bytes(model)
     free, _ = torch.cuda.mem_get_info(model.device)
-    chosen = max(1, min(MAX_CHOSEN_SLOTS, int(GPU_MEMORY_SHARE * free) // max(1, needed)))
+    room, needed = int(GPU_MEMORY_SHARE * free), forward + decoding
+    # Prompts are encoded between two forwards, and chunks decoded at any time.
+    fit = min(room // max(1, needed), (room - encoding) // max(1, decoding))
+    chosen = max(1, min(MAX_CHOSEN_SLOTS, fit))
     log.info("one video takes %.2f GiB, %.2f GiB are free: %d slot(s)", needed / 2**30, free / 2**30, chosen)
     return chosen
 
 
-def measure_video_bytes(model: VideoModel) -> int:
-    """GPU memory that one video takes at its peak, found by one guided forward and one decoded chunk."""
+def measure_peak_bytes(model: VideoModel) -> tuple[int, int, int]:
+    """GPU memory that prompts, a guided forward of one video and one decoded chunk each take, measured one by one.
+
+    A forward's has the keys and values of two batches of prompts: a model may keep the last beside the present one.
+    """
     device, config = model.device, model.sampler
     channels, height, width = model.geometry.latent_shape(*model.geometry.default_size)
     rows = 1 if config.guidance_scale == 1.0 else 2
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    peaks: list[int] = []
+
+    @contextmanager
+    def measured() -> Iterator[None]:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield
+        peaks.append(int(torch.cuda.max_memory_allocated(device) - before))
+
     with torch.inference_mode():
         window = torch.zeros((rows, channels, config.window_latents, height, width), device=device)
         sigmas = torch.full((rows, config.window_latents), 0.5, device=device)
-        model.velocity(window, sigmas, model.encode_prompt([""] * rows))
-        model.open_decoder().push(window[:1, :, : config.chunk_latents])
-    needed = torch.cuda.max_memory_allocated(device) - before
+        with measured():
+            prompts = model.encode_prompt([""] * rows + ["a"] * rows)
+        with measured():
+            for batch in prompts.tensor_split(2):
+                model.velocity(window, sigmas, batch)
+        with measured():
+            model.open_decoder().push(window[:1, :, : config.chunk_latents])
     torch.cuda.empty_cache()
-    return int(needed)
+    encoding, forward, decoding = peaks
+    return encoding, forward, decoding
 
 
 @contextmanager

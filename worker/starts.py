@@ -53,6 +53,13 @@ class StartLost(Exception):
         self.message = message
 
 
+class ModelChanged(Exception):
+    """The chunks there are have another length than those that the model makes now, so none can follow them."""
+
+    def __init__(self) -> None:
+        super().__init__("The model now makes chunks of another length than those that were to be continued.")
+
+
 class Start:
     """The beginning of one video: the given chunks, and the window and decoder that stand behind them."""
 
@@ -108,7 +115,7 @@ class Start:
 
         `check` is called all along, and may raise.
 
-        Raises `StartLost`, `FenceLost` and `VideoGone`.
+        Raises `StartLost`, `ModelChanged`, `FenceLost` and `VideoGone`.
         """
         self._ending = ending
         if next_chunk == 0:
@@ -124,7 +131,11 @@ class Start:
     # -- from an upload ---------------------------------------------------------------------------------
 
     def _encode_reference(self, next_chunk: int, fence: str, check: Callable[[], None]) -> None:
-        size, given = self._config.chunk_latents, self._spec.given_chunks
+        size, given, reference = self._config.chunk_latents, self._spec.given_chunks, self._spec.reference
+        if reference is not None and reference.frames not in range(
+            self._layout.first_frame(given), self._layout.first_frame(given + 1)
+        ):
+            raise ModelChanged  # the given chunks were counted by the length of earlier ones
         frames = self._reference()
         with torch.inference_mode():
             with self._stopwatch:
@@ -164,9 +175,9 @@ class Start:
             records = self._attentively(lambda: self._store.chunks(source, 0, given))
             if len(records) < given:
                 raise ObjectNotFound(f"video {source} has {len(records)} chunks")
+            encoder = self._encoder_of(source)
             if next_chunk == 0:
                 self._copy(init_key(source), init_key(self._spec.id))
-            encoder = self._encoder_of(source)
             with ThreadPoolExecutor(COPIES_AT_ONCE) as pool:
                 for first in range(next_chunk, given, COPIES_AT_ONCE):
                     batch = records[first : first + COPIES_AT_ONCE]
@@ -180,12 +191,18 @@ class Start:
             ) from error
 
     def _encoder_of(self, source: str) -> EncoderSettings:
-        """What the source's segments were encoded with; they and the new ones share one initialisation segment."""
+        """What the source's segments were encoded with; they and the new ones share one initialisation segment.
+
+        Raises `ModelChanged` if they are no chunks of this model any more.
+        """
         video = self._attentively(lambda: self._store.get(source))
         if video is None or video.state.checkpoint is None:
             raise ObjectNotFound(f"video {source} has no checkpoint")
         key = checkpoint_key(source, video.state.checkpoint)
-        return unpack_checkpoint(self._attentively(lambda: self._objects.get(key)), "cpu").encoder
+        checkpoint = unpack_checkpoint(self._attentively(lambda: self._objects.get(key)), "cpu")
+        if checkpoint.window.config.chunk_latents != self._config.chunk_latents:
+            raise ModelChanged
+        return checkpoint.encoder
 
     def _take_over(self, pool: ThreadPoolExecutor, source: str, records: Sequence[ChunkRecord]) -> None:
         """Copies what chunks of the source consist of. Doing it again changes nothing."""

@@ -28,9 +28,7 @@ def window(stand_in: Any) -> WindowState:
     """A window in mid-video."""
     model = stand_in.StandIn()
     state = WindowState.start(model.sampler, 3, (3, 2, 2), total=9)
-    conditioning = Conditioning.encode(
-        lambda text: model.encode_prompt([text]), PromptTimeline(((0, "a circle"),)), ""
-    )
+    conditioning = Conditioning.encode(model.encode_prompt, PromptTimeline(((0, "a circle"),)), "")
     for _ in range(9):
         step(model, [state], [conditioning.at(state.newest_chunk)], [conditioning.negative])
     return state

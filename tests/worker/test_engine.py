@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,7 @@ def join(
     shape = model.geometry.latent_shape(*(size or model.geometry.default_size))
     state = WindowState.start(model.sampler, seed, shape, total=chunks)
     timeline = PromptTimeline(((0, prompt),))
-    return engine.add(
-        state, Conditioning.encode(lambda text: model.encode_prompt([text]), timeline, ""), capacity=capacity
-    )
+    return engine.add(state, Conditioning.encode(model.encode_prompt, timeline, ""), capacity=capacity)
 
 
 def drain(track: Track) -> list[Emission]:
@@ -145,11 +144,7 @@ def test_one_video_equals_the_plain_loop_to_the_bit_and_carries_its_state(
         state = WindowState.from_tensors(*emission.state)
         engine = engines(model)
         timeline = PromptTimeline(((0, "a circle"),))
-        rest = drain(
-            engine.add(
-                state, Conditioning.encode(lambda text: model.encode_prompt([text]), timeline, ""), capacity=2
-            )
-        )
+        rest = drain(engine.add(state, Conditioning.encode(model.encode_prompt, timeline, ""), capacity=2))
         assert [e.chunk for e in rest] == list(range(emission.chunk + 1, 6))
         for one, other in zip(rest, emissions[emission.chunk + 1 :], strict=True):
             assert torch.equal(one.latents, other.latents)
@@ -211,6 +206,57 @@ def test_an_error_in_a_shared_forward_fails_only_the_video_at_fault(stand_in: An
     assert (joined(results[0]) - sample(model, "a circle", chunks=6, seed=1)).abs().max() < 1e-5
 
 
+def test_videos_too_many_for_the_memory_go_on_alone_and_then_in_smaller_company(
+    stand_in: Any, engines: Any
+) -> None:
+    """A GPU that has room for two videos at once is made up: what a forward holds is one tensor in its frame."""
+    model = stand_in.StandIn()
+    held: list[weakref.ref[Tensor]] = []
+    left_over: list[bool] = []
+    velocity = model.velocity
+
+    def cramped(latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:
+        activations = latents.clone()
+        left_over.append(any(one() is not None for one in held))
+        held.append(weakref.ref(activations))
+        answer: Tensor = velocity(latents, sigmas, prompt)
+        if len(activations) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return answer
+
+    model.velocity = cramped
+    engine = engines(model, batch=4)
+    with engine.lock:
+        tracks = [join(engine, seed=seed, capacity=6) for seed in (1, 2, 3, 4)]
+    for seed, emissions in enumerate(drain_together(*tracks), start=1):
+        assert (
+            joined(emissions) - sample(stand_in.StandIn(), "a circle", chunks=6, seed=seed)
+        ).abs().max() < 1e-5
+    assert not any(left_over)
+    assert model.rows[:5] == [4, 1, 1, 1, 1]
+    assert max(model.rows[5:]) == engine.batch == 2
+
+
+def test_the_prompts_of_a_video_are_encoded_together_and_only_those_that_are_new(stand_in: Any) -> None:
+    model, asked = stand_in.StandIn(), list[list[str]]()
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        asked.append(list(texts))
+        embeddings: Tensor = model.encode_prompt(texts)
+        return embeddings
+
+    timeline = PromptTimeline(((0, "a circle"), (2, "a square"), (4, "a circle")))
+    first = Conditioning.encode(embed, timeline, "blur")
+    later = PromptTimeline(((0, "a circle"), (2, "a square"), (5, "a star")))
+    second = Conditioning.encode(embed, later, "blur", since=2, known=first)
+    same = Conditioning.encode(embed, later, "blur", since=2, known=second)
+    assert asked == [["a circle", "a square", "blur"], ["a star"]]
+    for text, embedding in (*first.embeddings.items(), *same.embeddings.items(), ("blur", same.negative)):
+        assert torch.equal(embedding, model.encode_prompt([text]))
+    assert Conditioning.encode(embed, timeline, "a square").negative.shape == (1, 3, 4)
+    assert asked[-1] == ["a circle", "a square"]
+
+
 def test_a_held_video_begins_no_chunk_and_goes_on_as_directed(
     stand_in: Any, engines: Any, eventually: Any
 ) -> None:
@@ -226,15 +272,11 @@ def test_a_held_video_begins_no_chunk_and_goes_on_as_directed(
     assert track.undecided
     timeline = PromptTimeline(((0, "a circle"), (free, "a square")))
     known = track.conditioning
-    conditioning = Conditioning.encode(
-        lambda text: model.encode_prompt([text]), timeline, "", since=free - 1, known=known
-    )
+    conditioning = Conditioning.encode(model.encode_prompt, timeline, "", since=free - 1, known=known)
     engine.call(lambda _: track.direct(free + 4, conditioning, settled=True))
     assert torch.equal(joined(drain(track)), sample(model, timeline, chunks=free + 4, seed=1))
     assert not track.undecided
-    later = Conditioning.encode(
-        lambda text: model.encode_prompt([text]), timeline, "", since=free, known=conditioning
-    )
+    later = Conditioning.encode(model.encode_prompt, timeline, "", since=free, known=conditioning)
     assert list(later.embeddings) == ["a square"], "what is not needed any more takes no memory"
 
 
@@ -258,6 +300,29 @@ def test_a_video_with_an_open_length_waits_with_its_last_chunk_begun(
     eventually(lambda: track.undecided)
     engine.call(lambda _: track.direct(7, conditioning, settled=True))
     assert torch.equal(joined(drain(track)), sample(model, "a circle", chunks=7, seed=1))
+
+
+def test_how_much_there_is_to_do_does_not_change_in_the_middle_of_a_forward(
+    stand_in: Any, engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, shift = engines(stand_in.StandIn()), WindowState._shift
+    told: list[tuple[int, int | None]] = []
+    own: set[int | None] = set()
+
+    def watched(state: WindowState) -> Any:
+        told.append((track.forwards_done, track.forwards_total))
+        own.add(state.forwards_total)
+        return shift(state)
+
+    monkeypatch.setattr(WindowState, "_shift", watched)
+    with engine.lock:
+        track = join(engine, chunks=6, capacity=6)
+    drain(track)
+    total = engine.model.sampler.forwards(6)
+    assert [done for done, _ in told] == list(range(1, total, 2))
+    assert {wanted for _, wanted in told} == {total}
+    assert own != {total}, "the window itself is between two states there"
+    assert (track.forwards_done, track.forwards_total) == (total, total)
 
 
 def test_a_stopped_video_runs_no_further_forward(stand_in: Any, engines: Any, eventually: Any) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from worker import checkpoint, generate, pipeline
 from worker import main as worker_main
 from worker.checkpoint import unpack_latents
 from worker.direction import prompt_timeline
-from worker.engine import Engine, Track
+from worker.engine import Engine, Stopped, Track
 from worker.media.assemble import probe
 from worker.models.registry import load_model
 from worker.pipeline import Layout, Pipeline
@@ -178,6 +179,18 @@ def test_seed_steps_guidance_and_prompts_each_change_the_video_and_nothing_else_
     assert made[6][3:] != made[0][3:]
 
 
+def test_the_prompts_of_a_long_timeline_are_encoded_in_a_few_groups(work: Any) -> None:
+    model = work.model()
+    encode, asked = model.encode_prompt, list[int]()
+    model.encode_prompt = lambda texts: (asked.append(len(texts)), encode(texts))[1]
+    work.start(model)
+    prompts = tuple(TimedPrompt(at=number, text=f"prompt {number}") for number in range(20))
+    spec = work.spec(12, prompts=prompts)
+    work.store.create(spec)
+    work.wait(spec.id, "completed")
+    assert asked == [generate.PROMPTS_AT_ONCE, 21 - generate.PROMPTS_AT_ONCE]
+
+
 def test_prompts_begin_at_the_chunk_that_holds_their_second(work: Any) -> None:
     model = work.model()
     prompts = tuple(
@@ -299,6 +312,50 @@ def test_a_video_that_was_started_too_often_without_a_chunk_fails(work: Any) -> 
     video = work.wait(spec.id, "failed")
     assert video.state.error is not None
     assert video.state.error.code == "attempts_exhausted"
+
+
+@pytest.mark.parametrize("chunk_latents", [1, 3])
+def test_a_video_ends_where_its_model_was_changed_and_keeps_what_is_made(
+    work: Any, chunk_latents: int
+) -> None:
+    spec = work.spec(400)
+    worker = work.start(work.model(step_seconds=0.02))
+    work.store.create(spec)
+    work.wait(spec.id, chunks=4)
+    worker.stop()
+    before, digests = work.video(spec.id).state, work.digests(spec.id)
+    changed = work.model()
+    changed.sampler = replace(changed.sampler, chunk_latents=chunk_latents)
+    work.start(changed)
+    video = work.wait(spec.id, "failed", "completed")
+    assert video.state.error is not None
+    assert video.state.error.code == "model_changed"
+    assert (video.state.chunks_ready, video.state.frames_ready) == (before.chunks_ready, before.frames_ready)
+    assert work.digests(spec.id) == digests
+
+
+def test_a_video_that_only_has_to_be_concluded_completes_whatever_its_model_is_now(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = work.spec(40)
+
+    def stopped(**_: Any) -> None:
+        worker.shutdown.set()
+        raise Stopped
+
+    monkeypatch.setattr(generate, "conclude", stopped)
+    worker = work.start()
+    work.store.create(spec)
+    worker.shutdown.wait(60)
+    worker.stop()
+    assert work.video(spec.id).state.status is not Status.COMPLETED
+    monkeypatch.undo()
+    changed = work.model()
+    changed.sampler = replace(changed.sampler, chunk_latents=1)
+    work.start(changed)
+    video = work.wait(spec.id, "failed", "completed")
+    assert video.state.status is Status.COMPLETED, video.state.error
+    assert (video.state.chunks_ready, video.state.frames_ready) == (6, 40)
 
 
 def test_a_shutdown_gives_the_video_back_and_the_next_worker_finishes_it_to_the_same_bytes(work: Any) -> None:

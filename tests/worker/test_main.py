@@ -313,6 +313,52 @@ def test_the_workers_of_a_machine_share_its_gpus_out(monkeypatch: pytest.MonkeyP
     assert worker_main.choose_device("auto", 1).type == "cpu"
 
 
+class Gpu:
+    """The counters of a GPU that is not there, moved by a stand-in for a model that says what it takes."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch, **peaks: int) -> None:
+        self._allocated = self._peak = 100
+        for name, function in [
+            ("reset_peak_memory_stats", lambda device: setattr(self, "_peak", self._allocated)),
+            ("memory_allocated", lambda device: self._allocated),
+            ("max_memory_allocated", lambda device: self._peak),
+            ("empty_cache", lambda: None),
+        ]:
+            monkeypatch.setattr(torch.cuda, name, function)
+        for name, peak in peaks.items():
+            monkeypatch.setattr(model, name, self._taking(peak, getattr(model, name)))
+
+    def _taking(self, bytes_taken: int, action: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*given: Any) -> Any:
+            self._peak = max(self._peak, self._allocated + bytes_taken)
+            self._allocated += 1  # what stays
+            return action(*given)
+
+        return act
+
+
+def test_a_video_needs_memory_for_a_forward_and_a_decoded_chunk_at_once(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = work.model()
+    Gpu(model, monkeypatch, encode_prompt=900, velocity=50, open_decoder=40)
+    assert worker_main.measure_peak_bytes(model) == (900, 51, 40)
+    assert model.rows == [1, 1], "with two batches of prompts"
+
+
+@pytest.mark.parametrize(("encoding", "slots"), [(0, 4), (400, 4), (640, 4), (680, 3), (790, 1), (5000, 1)])
+def test_slots_are_as_many_as_fit_into_the_memory_of_a_gpu(
+    work: Any, monkeypatch: pytest.MonkeyPatch, encoding: int, slots: int
+) -> None:
+    """Of 1000 bytes 800 may be taken: 200 by each video, of which 40 while prompts are encoded."""
+    model = work.model()
+    model.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(worker_main, "measure_peak_bytes", lambda model: (encoding, 160, 40))
+    assert worker_main.choose_slots(0, model) == slots
+    assert worker_main.choose_slots(7, model) == 7
+
+
 def test_bad_settings_are_one_line_and_exit_code_2(
     work: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +373,16 @@ def test_bad_settings_are_one_line_and_exit_code_2(
     assert "LONGTAKE_REDIS_URL is not set" in error
     assert "cannot be used on this machine" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("fields", [{"codec": "hevc", "crf": 52}, {"codec": "h264_nvenc"}])
+def test_a_worker_whose_encoder_does_not_work_does_not_start(work: Any, fields: dict[str, Any]) -> None:
+    """HEVC ends at 51, and no encoder of a GPU takes frames as small as the stand-in's."""
+    stopped = threading.Event()
+    stopped.set()  # one that did start would end at once
+    model = work.model()
+    with pytest.raises(worker_main._BadSettings, match=rf"LONGTAKE_CODEC.* at 16x16: {fields['codec']}"):
+        worker_main.serve(work.settings(**fields), model, work.card(model), stopped)
 
 
 def test_logs_are_json_on_request_and_hold_no_password(work: Any, own_redis: EmbeddedRedis) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from io import BytesIO
 from typing import Any
@@ -310,6 +311,24 @@ def test_a_source_that_is_deleted_too_early_ends_the_extension_with_a_reason(
     assert video.state.error is not None
     assert video.state.error.code == "source_gone"
     assert video.state.attempts == 1
+
+
+@pytest.mark.parametrize("chunk_latents", [1, 3])
+def test_what_was_to_begin_a_video_of_a_model_changed_meanwhile_is_not_taken_for_its_chunks(
+    work: Any, source: Video, chunk_latents: int
+) -> None:
+    work.end()
+    longer, uploaded = extension(source, 90), with_reference(work)
+    changed = work.model()
+    changed.sampler = replace(changed.sampler, chunk_latents=chunk_latents)
+    for spec in (longer, uploaded):
+        work.store.create(spec)
+    work.start(changed)
+    for spec in (longer, uploaded):
+        video = work.wait(spec.id, "completed", "failed")
+        assert video.state.error is not None
+        assert (video.state.error.code, video.state.chunks_ready) == ("model_changed", 0)
+    assert work.digests(source.id)
 
 
 def test_a_lost_checkpoint_of_a_given_start_is_made_anew(work: Any, source: Video, eventually: Any) -> None:

@@ -110,19 +110,6 @@ def probe(path: Path) -> VideoInfo:
         raise AssemblyError(f"the file cannot be read as a video: {error.strerror}") from error
 
 
-def thumbnail(frame: NDArray[np.uint8], max_width: int = 640) -> bytes:
-    """A frame as JPEG, made smaller if it is wider than `max_width` pixels.
-
-    Args:
-        frame: RGB, shape (height, width, 3), 0 to 255.
-        max_width: in pixels.
-    """
-    picture = Image.fromarray(np.ascontiguousarray(frame))
-    if picture.width > max_width:
-        picture = picture.resize(_scaled(picture.width, picture.height, max_width), Image.Resampling.LANCZOS)
-    return _jpeg(picture)
-
-
 def spritesheet(path: Path, columns: int = 5, rows: int = 5, tile_width: int = 160) -> bytes:
     """A grid of stills of a finished video as JPEG: the middle frames of `columns * rows` equal stretches of time.
 

@@ -169,21 +169,6 @@ def encode_chunk(
     return EncodedChunk(init, segment, len(frames), float(len(frames) / rate))
 
 
-def available_codecs() -> list[str]:
-    """Names of the codecs that work on this machine, found by encoding a grey frame with each."""
-    # Hardware encoders refuse small frames; this size is above the minimum of all of them.
-    grey = np.full((1, 256, 256, 3), 128, dtype=np.uint8)
-
-    def works(name: str) -> bool:
-        try:
-            encode_chunk(grey, 0, 0, 24, EncoderSettings(codec=name))
-        except EncodingError:
-            return False
-        return True
-
-    return [name for name in _CODECS if works(name)]
-
-
 def _validate(frames: NDArray[np.uint8], index: int, first_frame: int, fps: int | Fraction) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         raise EncodingError(

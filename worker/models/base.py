@@ -69,11 +69,6 @@ class Geometry:
         """Frames that this many latents from the start of a video decode to."""
         return 0 if latents < 1 else 1 + (latents - 1) * self.temporal_factor
 
-    def latent_at(self, second: float) -> int:
-        """Latent that shows this moment of a video, counted from 0. ``latent_at(t) // C`` is its chunk."""
-        frame = int(second * self.fps)
-        return 0 if frame < 1 else 1 + (frame - 1) // self.temporal_factor
-
 
 class InvalidOutput(Exception):
     """The model made numbers that are not a picture: not finite, or nothing but black."""
@@ -124,7 +119,11 @@ class VideoModel(Protocol):
     def device(self) -> torch.device: ...
 
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings ``(B, L, D)``, zero past each prompt's real length. An empty prompt is a prompt."""
+        """Embeddings ``(B, L, D)``, zero past each prompt's real length. An empty prompt is a prompt.
+
+        A prompt has the same embedding, bit for bit, whatever it is encoded with: a timeline must come to the same
+        whether it was asked for at once or bit by bit.
+        """
         ...
 
     def velocity(self, latents: Tensor, sigmas: Tensor, prompt: Tensor) -> Tensor:

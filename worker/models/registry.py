@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from worker.models.base import Geometry, ModelLoadError, SamplerConfig, VideoModel
@@ -184,6 +184,9 @@ def _read(spec: str, source: str, path: str) -> dict[str, Any] | None:
         except RemoteEntryNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            # Without a network the cache still knows which files the repository did not have.
+            if try_to_load_from_cache(source, path) is _CACHED_NO_EXIST:
+                return None
             reason = str(error).strip().partition("\n")[0]
             raise ModelLoadError("model_not_found", f"model {spec}: hub: {reason}") from error
     if not file.is_file():

@@ -8,7 +8,8 @@ row of modulation per latent frame, which is all that a progressive window needs
 import html
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -30,6 +31,9 @@ CACHED_PROMPT_BATCHES: Final = 2
 
 CACHED_ROTARY_SHAPES: Final = 16
 """Window shapes whose rotary table is kept."""
+
+CACHED_PROMPTS: Final = 16
+"""Prompts whose embeddings are kept: a video that goes on after a rest asks for the same again."""
 
 RESTING_SHARE: Final = 0.1
 """A text encoder larger than this share of the GPU's memory rests on the host between prompts."""
@@ -189,6 +193,7 @@ class TextEncoder:
     ) -> None:
         self._tokenizer, self._encoder, self._tokens, self._device = tokenizer, encoder, tokens, device
         self._lock = threading.Lock()
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._rests = device.type == "cuda" and _bytes(encoder) > RESTING_SHARE * _total_memory(device)
         if not self._rests:
             encoder.to(device)
@@ -197,13 +202,32 @@ class TextEncoder:
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """(B, tokens, D), zero past the real length: no text mask exists, the network attends to the padding."""
         with self._lock:
-            if self._rests:
-                self._encoder.to(self._device)
-            # One by one: a prompt has the same embedding, bit for bit, whatever it is encoded with.
-            embeddings = torch.cat([self._embed(prompt) for prompt in prompts])
-            if self._rests:
-                self._encoder.to("cpu")
+            missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+            with self._at_work() if missing else nullcontext():
+                # One by one: a prompt has the same embedding, bit for bit, whatever it is encoded with.
+                self._known |= {prompt: self._embed(prompt) for prompt in missing}
+            for prompt in prompts:
+                self._known.move_to_end(prompt)
+            embeddings = torch.cat([self._known[prompt] for prompt in prompts])
+            while len(self._known) > CACHED_PROMPTS:
+                self._known.popitem(last=False)
         return embeddings
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The encoder on its device. One that rests leaves its weights on the host, and goes back to those."""
+        if not self._rests:
+            yield
+            return
+        weights = [*self._encoder.parameters(), *self._encoder.buffers()]
+        resting = [weight.data for weight in weights]
+        try:
+            for weight in weights:
+                weight.data = weight.data.to(self._device)
+            yield
+        finally:
+            for weight, data in zip(weights, resting, strict=True):
+                weight.data = data
 
     def _embed(self, prompt: str) -> Tensor:
         tokens = self._tokenizer(
@@ -267,11 +291,17 @@ class WanModel:
 
     def _keys_values(self, prompt: Tensor) -> KeysValues:
         # Compared by content: a key made of an address or an object could outlive the tensor it stood for.
-        for known, keys_values in self._texts:
-            if known.shape == prompt.shape and torch.equal(known, prompt):
-                return keys_values
+        same = (
+            keys_values
+            for known, keys_values in self._texts
+            if known.shape == prompt.shape and torch.equal(known, prompt)
+        )
+        if (found := next(same, None)) is not None:
+            return found
+        # The oldest goes first, and nothing here holds on to it: there is never memory for one more.
+        self._texts = self._texts[: CACHED_PROMPT_BATCHES - 1]
         fresh = self._transformer.keys_values(prompt)
-        self._texts = [(prompt.clone(), fresh), *self._texts][:CACHED_PROMPT_BATCHES]
+        self._texts = [(prompt.clone(), fresh), *self._texts]
         return fresh
 
     def _rotary_of(self, latents: Tensor) -> Tensor:

@@ -13,14 +13,12 @@ from torch import Tensor
 
 
 class Draw(IntEnum):
-    """What a noise draw is for; part of its key, so that no two uses ever share a draw."""
+    """What a noise draw is for; part of its key, so that no two uses ever share a draw, and for good."""
 
     START = 0
     """The pure noise a chunk enters the window with."""
     CONTEXT = 1
     """The little noise kept on context latents (``SamplerConfig.context_sigma``)."""
-    LADDER = 2
-    """The noise a given clip is mixed with when it fills the first window."""
     RENOISE = 3
     """The noise of the replacement baseline that re-noises its kept frames."""
 

@@ -1,4 +1,4 @@
-"""The progressive window: its settings, its plan, and the state of one video. Pure; knows no model.
+"""The progressive window: its settings, and the state of one video. Pure; knows no model.
 
 Source: Xie et al., "Progressive Autoregressive Video Diffusion Models", arXiv 2410.08151 (PA-VDM), with its
 names: chunked frames, overlapped conditioning, variable length (initialisation and termination), Algorithm 1.
@@ -17,7 +17,7 @@ emitted and becomes context, and a chunk of fresh noise enters at the back.
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Final, Self
@@ -53,7 +53,7 @@ class SamplerConfig:
     sink: bool = False
     """Keep the video's first latent in front once it has left the context (attention sink)."""
     constant_shape: bool = False
-    """Pad the window at both ends of the video instead of growing and shrinking it: one shape to compile."""
+    """Pad the window at both ends of the video instead of growing and shrinking it: one shape throughout."""
     context_sigma: float = 0.0
     """Noise level of the context latents; 0 keeps them clean."""
     graded: bool = False
@@ -105,42 +105,6 @@ class SamplerConfig:
     def forwards(self, chunks: int) -> int:
         """Forwards that a video of ``chunks`` chunks costs from pure noise: ``m * (N + K - 1)``, also for N < K."""
         return self.forwards_per_shift * (chunks + self.chunks_in_flight - 1) if chunks else 0
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedForward:
-    """What one forward looks at, in chunk numbers."""
-
-    context: tuple[int, ...]
-    active: tuple[tuple[int, int], ...]
-    """``(chunk, level before the forward)``, front first."""
-    waiting: tuple[int, ...]
-    emits: int | None
-    """Chunk that is clean after this forward."""
-
-
-def plan(config: SamplerConfig, total_chunks: int) -> Iterator[PlannedForward]:
-    """Every forward of a video of ``total_chunks`` chunks that starts from pure noise, in order.
-
-    In closed form: chunk ``j`` is active from forward ``j*m`` on, for ``S`` forwards (variable length: the
-    window grows, then rolls, then shrinks). :class:`WindowState` walks through the same windows; their set of
-    shapes is what a compiled or graphed model has to warm up.
-    """
-    per_shift, levels, slots = config.forwards_per_shift, config.levels, config.chunks_in_flight
-    for forward in range(config.forwards(total_chunks)):
-        done = max(0, (forward - levels) // per_shift + 1)
-        entered = min(total_chunks, forward // per_shift + 1)
-        active = tuple((j, levels - (forward - j * per_shift)) for j in range(done, entered))
-        shown, missing = config.context_chunks, 0
-        if config.constant_shape:
-            shown = config.context_chunks + slots - len(active)
-            missing = shown - min(shown, done)
-        yield PlannedForward(
-            context=tuple(range(max(0, done - shown), done)),
-            active=active,
-            waiting=tuple(range(entered, entered + missing)),
-            emits=active[0][0] if active[0][1] == 1 else None,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,43 +261,6 @@ class WindowState:
             state.draining = True
         else:
             state._append()
-        return state
-
-    @classmethod
-    def start_noised(
-        cls,
-        config: SamplerConfig,
-        seed: int,
-        frame_shape: tuple[int, int, int],
-        clip: Tensor,
-        *,
-        total: int | None,
-        device: torch.device | str = "cpu",
-    ) -> Self:
-        """Window filled with a given clip noised along the ladder (PA-VDM, Algorithm 1).
-
-        The last ``K * C`` latents of ``clip``, float32 ``(1, channels, n, h, w)``, become chunks ``0 .. K-1`` at
-        levels ``m, 2m, ..., S``; what precedes them becomes context. Those K chunks are emitted first, redrawn
-        by the model, and count in ``total``; there is no growing start, so N chunks cost ``m * N`` forwards.
-        Raises ``ValueError`` when the clip is too short or a shape does not fit.
-        """
-        state = cls._empty(config, seed, frame_shape, total, torch.device(device))
-        slots, size = config.chunks_in_flight, config.chunk_latents
-        state._check(clip)
-        if clip.shape[2] < slots * size:
-            raise ValueError(f"a noised start needs {slots * size} latents, the clip has {clip.shape[2]}")
-        if total is not None and total < slots:
-            raise ValueError(f"a noised start already holds {slots} chunks, total is {total}")
-        cut = clip.shape[2] - slots * size
-        if cut:
-            state._know(clip[:, :, :cut], number=-1)
-        for number in range(slots):
-            level = (number + 1) * config.forwards_per_shift
-            clean = clip[:, :, cut + number * size : cut + (number + 1) * size].to(state.device)
-            noise = chunk_noise(seed, number, tuple(clean.shape), Draw.LADDER)
-            noised = add_noise(clean, noise, _column(config.sigmas()[level]).to(state.device))
-            state.active.append(Chunk(number, level, noised))
-        state.next_chunk = slots
         return state
 
     @classmethod

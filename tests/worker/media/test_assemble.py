@@ -15,7 +15,7 @@ from PIL import Image
 
 from app.media_container import top_level_boxes
 from app.storage import StoreUnavailable
-from worker.media.assemble import AssemblyError, assemble_final, probe, spritesheet, thumbnail
+from worker.media.assemble import AssemblyError, assemble_final, probe, spritesheet
 from worker.media.encode import EncoderSettings
 
 CODECS = ["h264", "av1", "vp9", "hevc"]
@@ -212,13 +212,6 @@ def test_probe_refuses_what_is_no_video(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(AssemblyError) as caught:
         probe(path)
     assert str(tmp_path) not in str(caught.value)
-
-
-def test_a_thumbnail_is_a_jpeg_of_bounded_width(moving) -> None:
-    small = Image.open(BytesIO(thumbnail(moving(1)[0])))
-    assert (small.format, small.size) == ("JPEG", (64, 64))
-    large = Image.open(BytesIO(thumbnail(moving(1, width=1280, height=720)[0])))
-    assert large.size == (640, 360)
 
 
 def test_a_spritesheet_shows_stills_in_the_order_of_time(tmp_path: Path) -> None:

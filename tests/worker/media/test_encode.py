@@ -17,7 +17,6 @@ from app.media_container import fragments, timescale, top_level_boxes
 from worker.media.encode import (
     EncoderSettings,
     EncodingError,
-    available_codecs,
     encode_chunk,
     ordinary_priority,
 )
@@ -241,7 +240,3 @@ def test_encoding_leaves_the_priority_of_its_thread_as_it_was(moving, codec: str
     encode_chunk(moving(2), 0, 0, 24, EncoderSettings(codec))
     if sys.platform == "linux":
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
-
-
-def test_the_codecs_that_need_no_hardware_are_available() -> None:
-    assert set(CODECS) <= set(available_codecs())

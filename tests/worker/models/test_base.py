@@ -23,11 +23,3 @@ def test_a_latent_frame_has_the_size_divided_by_the_spatial_factor() -> None:
 def test_a_size_without_whole_latents_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="no multiple of 8"):
         GEOMETRY.latent_shape(*size)
-
-
-def test_a_moment_is_shown_by_the_latent_whose_frames_it_falls_in() -> None:
-    for second, latent in ((0.0, 0), (0.04, 0), (1 / 24, 1), (4.9 / 24, 1), (5 / 24, 2), (4.0, 24)):
-        assert GEOMETRY.latent_at(second) == latent
-        assert (
-            GEOMETRY.frames_for_latents(latent) <= int(second * 24) < GEOMETRY.frames_for_latents(latent + 1)
-        )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
@@ -123,6 +124,28 @@ def test_an_unknown_hub_model_is_read_from_its_small_files(
     assert describe("someone/some-model").name == "tiny"
     assert {repository for repository, _ in asked} == {"someone/some-model"}
     assert all(path.endswith(".json") for _, path in asked)
+
+
+def test_a_hub_model_that_was_loaded_before_is_described_without_a_network(
+    pipeline_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache is laid down as the hub's own client does, which notes the files that a repository does not have."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    commit, cached = "c" * 40, tmp_path / "models--someone--some-model"
+    snapshot = cached / "snapshots" / commit
+    shutil.copytree(pipeline_folder(), snapshot)
+    (snapshot / "longtake.json").unlink()
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    assert refusal("someone/some-model")[0] == "model_not_found", (
+        "whether it has a longtake.json is not known"
+    )
+    absent = cached / ".no_exist" / commit
+    absent.mkdir(parents=True)
+    (absent / "longtake.json").touch()
+    described = describe("someone/some-model")
+    assert (described.name, described.source) == ("some-model", "someone/some-model")
 
 
 def test_an_unreachable_hub_is_a_model_not_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.models.registry import load_model
-from worker.models.wan import CACHED_PROMPT_BATCHES, WanModel
+from worker.models.wan import CACHED_PROMPT_BATCHES, CACHED_PROMPTS, WanModel
 from worker.models.wan_vae import WanStreamedDecoder, memory_latents, quicken_on_cpu
 from worker.sampler.progressive import sample, step
 from worker.sampler.window import WindowState
@@ -165,6 +166,24 @@ def test_prompts_come_and_go_without_mixing_up_or_piling_up(model: WanModel) -> 
     assert len(model._texts) == CACHED_PROMPT_BATCHES
 
 
+def test_an_old_batch_of_prompts_is_let_go_before_the_next_takes_memory(
+    model: WanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents, sigmas, _ = window()
+    for _ in range(CACHED_PROMPT_BATCHES):
+        model.velocity(latents, sigmas, torch.randn(2, 8, 16))
+    oldest = weakref.ref(model._texts[-1][1][0][0])
+    keys_values, gone = model._transformer.keys_values, list[bool]()
+
+    def noted(prompt: torch.Tensor) -> Any:
+        gone.append(oldest() is None)
+        return keys_values(prompt)
+
+    monkeypatch.setattr(model._transformer, "keys_values", noted)
+    model.velocity(latents, sigmas, torch.randn(2, 8, 16))
+    assert gone == [True]
+
+
 def test_rows_of_a_batch_do_not_see_each_other(model: WanModel) -> None:
     latents, sigmas, prompt = window(rows=3)
     together = model.velocity(latents, sigmas, prompt)
@@ -201,8 +220,51 @@ def test_prompt_embeddings_are_those_of_the_stock_pipeline(
 
 def test_a_prompt_has_the_same_embedding_whatever_it_is_encoded_with(model: WanModel) -> None:
     (alone,) = model.encode_prompt(["a red circle"])
+    model._text_encoder._known.clear()
     _, among, _ = model.encode_prompt(["", "a red circle", "on black"])
     assert torch.equal(alone, among)
+
+
+def test_a_prompt_is_encoded_once_while_it_is_asked_for(
+    model: WanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, encoded = model._text_encoder, list[str]()
+    embed = encoder._embed
+    monkeypatch.setattr(encoder, "_embed", lambda prompt: encoded.append(prompt) or embed(prompt))
+    encoder._known.clear()
+    texts = [f"a {number}" for number in range(CACHED_PROMPTS + 3)]
+    first = model.encode_prompt([*texts, texts[0]])
+    assert encoded == texts
+    assert len(encoder._known) == CACHED_PROMPTS
+    assert torch.equal(first[0], first[-1])
+    again = model.encode_prompt([texts[0], texts[-1]])
+    assert encoded == texts
+    assert torch.equal(again, first[[0, len(texts) - 1]])
+
+
+def test_a_text_encoder_that_rests_goes_back_to_the_weights_it_left_on_the_host(
+    model: WanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that is not there is made up: what is moved to it is a copy."""
+    encoder, weights = model._text_encoder, list(model._text_encoder._encoder.parameters())
+    expected = model.encode_prompt(["a red circle"])
+    encoder._known.clear()
+    move = Tensor.to
+    monkeypatch.setattr(encoder, "_rests", True)
+    monkeypatch.setattr(Tensor, "to", lambda self, *to, **how: move(self, *to, **how).clone())
+
+    def places() -> list[int]:
+        return [weight.data_ptr() for weight in weights]
+
+    host, used = places(), list[int]()
+    watch = encoder._encoder.register_forward_pre_hook(lambda *_: used.extend(places()))
+    with torch.inference_mode():  # as in the engine
+        embeddings = model.encode_prompt(["a red circle"])
+    watch.remove()
+    assert torch.equal(embeddings, expected)
+    assert len(used) == len(host)
+    assert not set(used) & set(host)
+    assert places() == host
 
 
 def test_markup_and_spaces_in_a_prompt_do_not_matter(model: WanModel) -> None:
