@@ -3,7 +3,7 @@
 A window that slides over its own output meets pasts that no plain scene has: an object that is half gone, or has begun
 as the wrong shape. Trained on plain scenes alone, a network carries such a past on for ever. Here a scene is one thing
 until its turn and what its caption says after it, so that the network learns to lead any past to its caption. A past
-is another scene of the set (what a changed prompt leaves behind), or the same one faint or out of shape.
+is another scene of the set (what a changed prompt leaves behind), or the same one faint, out of shape or too large.
 
 The object stays where it is when its motion changes: the motion after the turn is fitted to the place, and where it
 can be to the direction, in which the one before is met. An object that is wholly gone has no place: it comes back by
@@ -29,14 +29,16 @@ PASTS = {
     "motion": 0.32,
     "everything": 0.04,
     "faint": 0.08,
-    "gone": 0.10,
+    "gone": 0.08,
     "malformed": 0.08,
     "twisted": 0.08,
+    "swollen": 0.16,
 }
 """What a scene was before its turn, and how often: another scene that differs in this, or a slip of this kind:
-half or wholly gone, with something of another shape, or of itself at another angle (a cross with five arms)."""
+half or wholly gone, with something of another shape, or of itself at another angle (a cross with five arms), or grown
+out of its size and shape, as crosses do that a sampler loses."""
 
-_SLIPS = ("faint", "gone", "malformed", "twisted")
+_SLIPS = ("faint", "gone", "malformed", "twisted", "swollen")
 
 _CONFUSED = {"bounce": "orbit", "orbit": "bounce"}
 """Motions that are taken for each other: half of the pasts that differ in motion."""
@@ -169,8 +171,8 @@ def sample(
     """Scenes that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
     count = len(attributes)
     kinds = rng.choice(list(PASTS), count, p=np.array(list(PASTS.values())) / sum(PASTS.values()))
-    faint, gone, malformed, twisted = (kinds == kind for kind in _SLIPS)
-    bent = malformed | twisted
+    faint, gone, malformed, twisted, swollen = (kinds == kind for kind in _SLIPS)
+    bent = malformed | twisted | swollen
     slip = faint | bent
     pasts = [
         a if kind in _SLIPS else _past(a, str(kind), rng) for a, kind in zip(attributes, kinds, strict=True)
@@ -180,10 +182,8 @@ def sample(
     after = continued(before, attributes, begin)
     enters = torch.from_numpy(gone).to(device)
     before, after = (_mixed(enters, entrance(before), scene) for scene in (before, after))
-    wrong = torch.from_numpy(rng.integers(1, len(SHAPES), count)).to(device)
-    deformed = torch.where(
-        torch.from_numpy(malformed).to(device), (before.shape + wrong) % len(SHAPES), before.shape
-    )
+    wrong = np.where(malformed | swollen, rng.integers(np.where(swollen, 0, 1), len(SHAPES)), 0)
+    deformed = (before.shape + torch.from_numpy(wrong).to(device)) % len(SHAPES)
 
     def drawn(low: float, high: float, where: np.ndarray, otherwise: float) -> np.ndarray:
         return np.where(where, rng.uniform(low, high, count), otherwise)
@@ -201,8 +201,8 @@ def sample(
             np.minimum(np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent, 1.0)), ~gone),
         ),
         shape_share=tensor(drawn(0, 0.8, bent, 0.0)),
-        scale=tensor(drawn(0.65, 1.1, slip, 1.0)),
-        twist=tensor(drawn(0.2, 0.8, twisted, 0.0) * periods),
+        scale=tensor(np.where(swollen, rng.uniform(1.1, 2.4, count), drawn(0.65, 1.1, slip, 1.0))),
+        twist=tensor(drawn(0.2, 0.8, twisted | swollen, 0.0) * periods),
         start=torch.where(enters, begin, 0.0),
     )
 

@@ -93,6 +93,18 @@ def test_what_is_faint_or_out_of_shape_becomes_the_scene_of_its_caption() -> Non
         assert (between - turns.render(other, frames, 64)[1]).abs().sum() > 20  # pixels
 
 
+def test_what_has_swollen_becomes_the_scene_of_its_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "PASTS", {kind: float(kind == "swollen") for kind in turns.PASTS})
+    captions = [one(motion, "yellow", "cross") for motion in ("bounce", "spin", "orbit")]
+    batch = turns.sample(captions, torch.full((3,), 20.0), np.random.default_rng(0))
+    _, alpha = turns.render(batch, torch.tensor([19, 48]), 64)
+    before, after = alpha.sum((2, 3)).unbind(1)
+    assert (before > 1.2 * after).all()
+    pixels, _ = turns.render(batch, torch.arange(48, 144), 64)
+    for clip, caption in zip(pixels, captions, strict=True):
+        assert oracle.judge(oracle.to_uint8(clip[None]), caption).follows
+
+
 @pytest.mark.parametrize("motion", scenes.MOTIONS)
 def test_an_object_that_is_gone_comes_back_in_one_way(motion: str) -> None:
     """In the center and upright, or on top of its orbit, wherever it was lost; a bounce sets out right and down."""
@@ -114,8 +126,8 @@ def test_an_object_that_is_gone_comes_back_in_one_way(motion: str) -> None:
 
 
 def test_what_is_gone_before_its_turn_is_the_scene_of_its_caption_from_the_entrance_on() -> None:
-    asked = scenes.sample_attributes(64, np.random.default_rng(6))
-    batch = turns.sample(asked, torch.full((64,), BEGIN), np.random.default_rng(7))
+    asked = scenes.sample_attributes(128, np.random.default_rng(6))
+    batch = turns.sample(asked, torch.full((128,), BEGIN), np.random.default_rng(7))
     gone = [i for i, start in enumerate(batch.start.tolist()) if start]
     assert len(gone) > 3
     frames = torch.arange(990, 1062)
