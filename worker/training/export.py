@@ -12,8 +12,8 @@ from worker.training import run, scenes, stock, text, transformer, vae, windows
 
 EXAMPLE_PROMPTS = (
     "a red circle bouncing off the walls on a black background",
-    "a yellow square drifting to the left on a navy background",
-    "a cyan cross bouncing around on a gray background",
+    "a cyan triangle drifting to the left on a black background",
+    "a yellow square orbiting the center on a navy background",
     "a white triangle drifting to the right on a maroon background",
     "a green circle pulsing in place on a black background",
     "a purple square bouncing on a teal background",
