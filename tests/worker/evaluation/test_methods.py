@@ -125,9 +125,9 @@ def test_shares_of_training_windows_are_those_of_the_recipe(tiny_folder: Path) -
     windows = Recipe.read(RECIPE).windows
     assert shares["replacement-with-noise"] == windows.single == 0.03
     assert shares["no-chunks"] == windows.single_latents == 0.02
-    assert shares["replacement-without-noise"] == pytest.approx(0.03 + 0.15 * 0.26)
+    assert shares["replacement-without-noise"] == pytest.approx(0.03 + 0.15 * 0.36)
     assert shares["replacement-without-noise"] == shares["stock-sync"]
-    assert shares["progressive"] == pytest.approx(0.24 + 0.85 * 0.26)
+    assert shares["progressive"] == pytest.approx(0.16 + 0.85 * 0.36)
     assert shares["graded"] == shares["fifo-like"] == shares["stock-async"] == 0
     assert training_shares(str(tiny_folder)) is None
 
