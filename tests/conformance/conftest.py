@@ -69,7 +69,8 @@ def serving(
     url = f"http://127.0.0.1:{port}"
     with ExitStack() as stack:
         redis = stack.enter_context(EmbeddedRedis(folder / "redis"))
-        settings = {**QUICK, "redis_url": redis.url, "data_dir": str(folder / "data"), **settings}
+        own = {"redis_url": redis.url, "storage_url": (folder / "data" / "objects").as_uri()}
+        settings = {**QUICK, **own, "data_dir": str(folder / "data"), **settings}
         key_file = None
         if keys:
             key_file = KeyFile(folder / "keys.json")
