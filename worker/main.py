@@ -37,6 +37,7 @@ from app.logs import configure_logging
 from app.settings import Settings, get_settings
 from app.signals import Signals
 from app.storage import ObjectStore, StorageError, StoreMisconfigured, store_of
+from worker.devices import device_of
 from worker.engine import Engine
 from worker.generate import Generation, Outcome, Runtime
 from worker.media.encode import EncoderSettings, EncodingError, encode_chunk
@@ -528,11 +529,9 @@ def choose_device(wanted: str, worker_number: int = 0) -> torch.device:
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return torch.device("cuda", worker_number % gpus) if gpus else torch.device("cpu")
     try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise _BadSettings(f"device {wanted} cannot be used on this machine") from error
-    return device
+        return device_of(wanted)
+    except ValueError as error:
+        raise _BadSettings(str(error)) from error
 
 
 def choose_slots(wanted: int, model: VideoModel) -> int:

@@ -301,16 +301,22 @@ def test_a_list_that_comes_late_brings_no_deleted_video_back_and_takes_no_new_on
     assert cards.count() == 1
 
 
-def test_a_list_that_comes_after_the_video_of_the_address_is_shown_whole(service: Any, visitor: Any) -> None:
-    service.easel.hold_at = 1.0
-    running, _ = (service.make(f"a {colour} circle", 5) for colour in ("red", "yellow"))
-    page = visitor.open(f"#{running}")
+def hold_the_list(page: Any) -> list[Route]:
+    """The page's next request for the list, once it has been sent: it waits until the test lets it go."""
     held: list[Route] = []
 
     def hold(route: Route) -> None:
         held.append(route)
 
     page.route("**/v1/videos?*", hold, times=1)
+    return held
+
+
+def test_a_list_that_comes_after_the_video_of_the_address_is_shown_whole(service: Any, visitor: Any) -> None:
+    service.easel.hold_at = 1.0
+    running, _ = (service.make(f"a {colour} circle", 5) for colour in ("red", "yellow"))
+    page = visitor.open(f"#{running}")
+    held = hold_the_list(page)
     page.reload()
     expect(page.locator(HEADLINE)).to_have_text("0.8 s of 5 s ready")
     expect(page.locator(".card")).to_have_count(1)
@@ -376,12 +382,7 @@ def test_all_between_the_newest_and_the_old_video_of_the_address_can_be_reached(
 ) -> None:
     ids = line_up(service, 30)
     page = visitor.open(f"#{ids[-1]}")
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    page.route("**/v1/videos?*", hold, times=1)
+    held = hold_the_list(page)
     page.reload()
     expect(page.locator(".card")).to_have_count(1)
     held[0].continue_()

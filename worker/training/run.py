@@ -18,6 +18,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import distributed
 
+from worker.devices import device_of
+
 Section = TypeVar("Section")
 
 
@@ -55,11 +57,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"[machine] device {name} cannot be used on this machine") from error
-    return device
+        return device_of(name)
+    except ValueError as error:
+        raise ConfigError(f"[machine] {error}") from error
 
 
 class Ranks:
