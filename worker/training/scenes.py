@@ -73,6 +73,9 @@ TEMPLATES = (
 )
 """The last words of a template are never part of a synonym, so that every caption can be parsed."""
 
+REST, SWING = 0.83, 0.27
+"""The radius about which a pulse swings, and how far: fractions of the scene's radius."""
+
 FILLER_WORDS = ("please", "show", "the", "with", "and", "is", "it", "large", "small", "very", "clip", "scene")
 """Words without a meaning in these scenes, sprinkled into captions so that they do no harm in a prompt."""
 
@@ -163,7 +166,9 @@ class Scenes:
     motion: Tensor  # index into MOTIONS
     radius: Tensor  # widths
     speed: Tensor  # widths per second
-    heading: Tensor  # radians above the horizontal, for `bounce`
+    heading: (
+        Tensor  # radians from the horizontal, for `bounce`: at 45 degrees its path would nearly be an orbit
+    )
     sign_x: Tensor  # -1 or 1, for `bounce`; what orbits or spins goes clockwise
     sign_y: Tensor
     phase: Tensor  # radians
@@ -212,11 +217,6 @@ def sample_scenes(
     def sign() -> Tensor:
         return torch.from_numpy(rng.choice([-1.0, 1.0], count)).float().to(device)
 
-    def slanted() -> Tensor:
-        """Never near 45 degrees, where a path from wall to wall is a diamond that a short window takes for an orbit."""
-        value = uniform(-1, 1)
-        return torch.deg2rad(45 + value.sign() * 7 + value * 10)
-
     return Scenes(
         background=index[:, 0],
         color=index[:, 1],
@@ -224,7 +224,7 @@ def sample_scenes(
         motion=index[:, 3],
         radius=uniform(0.18, 0.21),
         speed=uniform(0.28, 0.42),
-        heading=slanted(),
+        heading=torch.deg2rad(uniform(28, 38)),
         sign_x=sign(),
         sign_y=sign(),
         phase=uniform(0, 2 * math.pi),
@@ -294,7 +294,7 @@ def track(scenes: Scenes, frames: Tensor) -> Track:
         x = torch.where(motion == number, by_motion[name][0], x)
         y = torch.where(motion == number, by_motion[name][1], y)
     pulsing, spinning = motion == MOTIONS.index("pulse"), motion == MOTIONS.index("spin")
-    radius = torch.where(pulsing, radius0 * (0.83 + 0.27 * torch.sin(phase + rate * time)), radius0)
+    radius = torch.where(pulsing, radius0 * (REST + SWING * torch.sin(phase + rate * time)), radius0)
     angle = torch.where(spinning, phase + rate * time, torch.zeros_like(radius0))
     return Track(x, y, radius, angle)
 

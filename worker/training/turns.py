@@ -3,7 +3,8 @@
 A window that slides over its own output meets pasts that no plain scene has: an object that is half gone, or has begun
 as the wrong shape. Trained on plain scenes alone, a network carries such a past on for ever. Here a scene is one thing
 until its turn and what its caption says after it, so that the network learns to lead any past to its caption. A past
-is another scene of the set (what a changed prompt leaves behind), or the same one faint, out of shape or too large.
+is another scene of the set (what a changed prompt leaves behind), or the same one faint, out of shape, too large or
+halting.
 
 The object stays where it is when its motion changes: the motion after the turn is fitted to the place, and where it
 can be to the direction, in which the one before is met. An object that is wholly gone has no place: it comes back by
@@ -33,12 +34,16 @@ PASTS = {
     "malformed": 0.08,
     "twisted": 0.08,
     "swollen": 0.16,
+    "halting": 0.12,
 }
 """What a scene was before its turn, and how often: another scene that differs in this, or a slip of this kind:
-half or wholly gone, with something of another shape, or of itself at another angle (a cross with five arms), or grown
-out of its size and shape, as crosses do that a sampler loses."""
+half or wholly gone, with something of another shape, or of itself at another angle (a cross with five arms), grown
+out of its size and shape, as crosses do that a sampler loses, or slower than it should be, and pulsing less."""
 
-_SLIPS = ("faint", "gone", "malformed", "twisted", "swollen")
+_SLIPS = ("faint", "gone", "malformed", "twisted", "swollen", "halting")
+
+HALTING_PULSES = 0.35
+"""Share of the pasts of what pulses that halt: of all motions this is the one that a sampler lets die down."""
 
 _CONFUSED = {"bounce": "orbit", "orbit": "bounce"}
 """Motions that are taken for each other: half of the pasts that differ in motion."""
@@ -59,6 +64,8 @@ class Turns:
     shape_share: Tensor  # how much of the shape after the turn is there before it, 0..1
     scale: Tensor  # size before the turn, as a fraction of the scene's
     twist: Tensor  # angle by which the shape before the turn is off, radians
+    pace: Tensor  # how fast time goes for the scene before the turn, as a fraction
+    swing: Tensor  # how much it pulses, as a fraction
     start: Tensor  # frame 0 of both scenes
 
     def __len__(self) -> int:
@@ -66,8 +73,12 @@ class Turns:
 
     def tracks(self, frames: Tensor) -> tuple[Track, Track]:
         """Where the objects of both scenes are at the given frames, (T,) or (B, T): (B, T)."""
-        own = frames - self.start[:, None]
-        return scenes.track(self.before, own), scenes.track(self.after, own)
+        own, turn = frames - self.start[:, None], (self.begin - self.start)[:, None]
+        before = scenes.track(self.before, turn + (own - turn) * self.pace[:, None])
+        rest = scenes.REST * self.before.radius[:, None]
+        pulses = (self.before.motion == MOTIONS.index("pulse"))[:, None]
+        radius = torch.where(pulses, torch.lerp(rest, before.radius, self.swing[:, None]), before.radius)
+        return replace(before, radius=radius), scenes.track(self.after, own)
 
     def done(self, frames: Tensor) -> Tensor:
         """How far each scene has turned at the given frames (T,): (B, T), from 0 to 1 without a kink."""
@@ -147,6 +158,18 @@ def entrance(plain: Scenes) -> Scenes:
     )
 
 
+def _halting(plain: Scenes, frame: Tensor, pace: Tensor, swing: Tensor) -> Scenes:
+    """The same scenes, so that what has all but ceased to pulse at `frame` (B,) is about to grow: nothing tells."""
+    pulses = plain.motion == MOTIONS.index("pulse")
+    way = plain.rate * frame / scenes.FPS
+    now = (
+        torch.remainder(plain.phase + way + math.pi / 2, 2 * math.pi) - math.pi / 2
+    )  # -pi/2 to pi/2: it grows
+    now = torch.where((pace < 0.25) & (now > math.pi / 2), math.pi - now, now)
+    now = torch.where(swing < 0.3, 0.0, now)
+    return replace(plain, phase=torch.where(pulses, now - way, plain.phase))
+
+
 def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator) -> SceneAttributes:
     """Another scene that training may show, which differs from this one in `kind` alone, where there is one."""
     names = ("background", "color", "shape", "motion")
@@ -171,19 +194,16 @@ def sample(
     """Scenes that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
     count = len(attributes)
     kinds = rng.choice(list(PASTS), count, p=np.array(list(PASTS.values())) / sum(PASTS.values()))
-    faint, gone, malformed, twisted, swollen = (kinds == kind for kind in _SLIPS)
+    pulsing = np.array([a.motion == "pulse" for a in attributes])
+    kinds = np.where(pulsing & (rng.random(count) < HALTING_PULSES), "halting", kinds)
+    faint, gone, malformed, twisted, swollen, halting = (kinds == kind for kind in _SLIPS)
     bent = malformed | twisted | swollen
-    slip = faint | bent
+    slip = faint | bent | halting
     pasts = [
         a if kind in _SLIPS else _past(a, str(kind), rng) for a, kind in zip(attributes, kinds, strict=True)
     ]
     begin = begin.to(device, torch.float32)
-    before = scenes.sample_scenes(pasts, rng, device)
-    after = continued(before, attributes, begin)
-    enters = torch.from_numpy(gone).to(device)
-    before, after = (_mixed(enters, entrance(before), scene) for scene in (before, after))
-    wrong = np.where(malformed | swollen, rng.integers(np.where(swollen, 0, 1), len(SHAPES)), 0)
-    deformed = (before.shape + torch.from_numpy(wrong).to(device)) % len(SHAPES)
+    in_place = np.array([a.motion in ("pulse", "spin") for a in attributes])
 
     def drawn(low: float, high: float, where: np.ndarray, otherwise: float) -> np.ndarray:
         return np.where(where, rng.uniform(low, high, count), otherwise)
@@ -191,6 +211,16 @@ def sample(
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).float().to(device)
 
+    # What moves does not stop altogether: nothing would tell where to.
+    pace = tensor(np.maximum(drawn(0, 0.8, halting, 1.0), np.where(in_place, 0, 0.3)))
+    swing = tensor(drawn(0, 0.9, halting, 1.0))
+    before = scenes.sample_scenes(pasts, rng, device)
+    before = _mixed(torch.from_numpy(halting).to(device), _halting(before, begin, pace, swing), before)
+    after = continued(before, attributes, begin)
+    enters = torch.from_numpy(gone).to(device)
+    before, after = (_mixed(enters, entrance(before), scene) for scene in (before, after))
+    wrong = np.where(malformed | swollen, rng.integers(np.where(swollen, 0, 1), len(SHAPES)), 0)
+    deformed = (before.shape + torch.from_numpy(wrong).to(device)) % len(SHAPES)
     periods = np.array([_PERIODS[name] for name in SHAPES])[before.shape.cpu().numpy()]
     return Turns(
         before=replace(before, shape=deformed),
@@ -201,8 +231,10 @@ def sample(
             np.minimum(np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent, 1.0)), ~gone),
         ),
         shape_share=tensor(drawn(0, 0.8, bent, 0.0)),
-        scale=tensor(np.where(swollen, rng.uniform(1.1, 2.4, count), drawn(0.65, 1.1, slip, 1.0))),
+        scale=tensor(np.where(swollen, rng.uniform(1.1, 2.4, count), drawn(0.65, 1.1, faint | bent, 1.0))),
         twist=tensor(drawn(0.2, 0.8, twisted | swollen, 0.0) * periods),
+        pace=pace,
+        swing=swing,
         start=torch.where(enters, begin, 0.0),
     )
 

@@ -60,12 +60,10 @@ def test_a_video_begins_with_what_spins_upright_and_what_bounces_near_the_center
         assert torch.equal(plain, scenes.render(scenes.opening(one(motion)), torch.arange(3), 64)[0])
 
 
-def test_a_bounce_never_runs_near_45_degrees() -> None:
+def test_a_bounce_is_flatter_than_45_degrees() -> None:
     slant = torch.cat([torch.rad2deg(one("bounce", seed=seed).heading) for seed in range(40)])
-    assert slant.min() >= 28
-    assert slant.max() <= 62
-    assert (slant - 45).abs().min() >= 7
-    assert 0.3 < (slant > 45).float().mean() < 0.7
+    assert 28 <= slant.min() < 30
+    assert 36 < slant.max() <= 38
 
 
 def test_what_orbits_or_spins_goes_clockwise() -> None:
