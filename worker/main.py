@@ -41,7 +41,7 @@ from worker.devices import device_of
 from worker.engine import Engine
 from worker.generate import Generation, Outcome, Runtime
 from worker.media.encode import EncoderSettings, EncodingError, encode_chunk
-from worker.models.base import ModelLoadError, VideoModel
+from worker.models.base import Geometry, ModelLoadError, VideoModel
 from worker.models.registry import ModelDescription, describe, load_model
 from worker.scratch import sweep_scratch
 
@@ -405,6 +405,7 @@ def _run(settings: Settings, signals: Signals | None) -> int:
     device = choose_device(settings.device, settings.worker_number)
     torch.set_num_threads(settings.torch_threads)
     description = describe(settings.model)
+    _try_encoder(EncoderSettings(settings.codec, settings.crf), description.geometry)
     log.info("loading model %s on %s", description.name, device)
     started = time.monotonic()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the loaders are imported
@@ -433,13 +434,11 @@ def serve(
 ) -> int:
     """Makes videos with a loaded model until a signal comes or `shutdown` is set; returns the exit code.
 
-    Waits for Redis and the store while they are away. Raises `StoreMisconfigured`, and `_BadSettings` for an encoder
-    that does not work here: found later, it would cost every video all that was sampled of it.
+    Waits for Redis and the store while they are away. Raises `StoreMisconfigured`.
     """
     if settings.redis_url is None:
         raise _BadSettings("LONGTAKE_REDIS_URL is not set")
     with _ended_at_once(signals):
-        _try_encoder(EncoderSettings(settings.codec, settings.crf), model)
         if removed := sweep_scratch():
             log.info("removed %d temporary folder(s) of workers that were killed", removed)
         objects = _open_objects(settings, shutdown)
@@ -465,11 +464,14 @@ def serve(
         return Process(settings, card, runtime, slots).run(signals)
 
 
-def _try_encoder(encoder: EncoderSettings, model: VideoModel) -> None:
-    """Encodes a black frame of every size. Raises `_BadSettings`."""
-    for width, height in model.geometry.sizes:
+def _try_encoder(encoder: EncoderSettings, geometry: Geometry) -> None:
+    """Encodes a black frame of every size. Raises `_BadSettings` for an encoder that does not work here.
+
+    Found later, it would cost every video all that was sampled of it.
+    """
+    for width, height in geometry.sizes:
         try:
-            encode_chunk(np.zeros((1, height, width, 3), np.uint8), 0, 0, model.geometry.fps, encoder)
+            encode_chunk(np.zeros((1, height, width, 3), np.uint8), 0, 0, geometry.fps, encoder)
         except EncodingError as error:
             raise _BadSettings(f"LONGTAKE_CODEC, LONGTAKE_CRF: at {width}x{height}: {error}") from error
 

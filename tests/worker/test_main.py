@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -376,13 +377,13 @@ def test_bad_settings_are_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize("fields", [{"codec": "hevc", "crf": 52}, {"codec": "h264_nvenc"}])
-def test_a_worker_whose_encoder_does_not_work_does_not_start(work: Any, fields: dict[str, Any]) -> None:
-    """HEVC ends at 51, and no encoder of a GPU takes frames as small as the stand-in's."""
-    stopped = threading.Event()
-    stopped.set()  # one that did start would end at once
-    model = work.model()
-    with pytest.raises(worker_main._BadSettings, match=rf"LONGTAKE_CODEC.* at 16x16: {fields['codec']}"):
-        worker_main.serve(work.settings(**fields), model, work.card(model), stopped)
+def test_a_worker_whose_encoder_does_not_work_does_not_load_its_model(
+    work: Any, fields: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HEVC ends at 51, and no encoder of a GPU takes frames as small as the built-in model's."""
+    monkeypatch.setattr(worker_main, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    assert worker_main.main(work.settings(model="builtin", **fields)) == 2
+    assert re.search(rf"LONGTAKE_CODEC.* at 64x64: {fields['codec']}", capsys.readouterr().err)
 
 
 def test_logs_are_json_on_request_and_hold_no_password(work: Any, own_redis: EmbeddedRedis) -> None:
