@@ -127,10 +127,10 @@ class DriftMeter:
 
         `drift_*`: distance of a level between the first and the last 15 % of the frames. `seam_ratio`: difference
         between frames at the joints, over that at all other borders of latents, because each border of latents
-        leaves a trace of its own (1 is seamless); None without joints or without other borders, so for a method that
-        joins every latent to the next. `seam_power`: share of the variance of the frame difference at the period of
-        `seam`, which is the method's own: what joins every latent is measured at the period of latents, and with it
-        the trace that each of them leaves anyway. `cuts`: hard changes of scene.
+        leaves a trace of its own (1 is seamless); None without joints or without other borders. `seam_power`: share of
+        the variance of the frame difference at the period of `seam`. Both are None for a method that joins every
+        latent to the next: at that period the autoencoder's own trace is many times as large. `cuts`: hard changes of
+        scene.
         """
         frames = len(self._signals.get("brightness", ()))
         if frames < 2:
@@ -158,7 +158,9 @@ class DriftMeter:
             return None
         return float(difference[joint].mean() / difference[other].mean())
 
-    def _seam_power(self) -> float:
+    def _seam_power(self) -> float | None:
+        if self.seam[1] == self.latent_frames:
+            return None
         difference = self._signal("difference")
         rest = difference - difference.mean()
         power = float((rest**2).sum())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from worker.evaluation import frechet, oracle
-from worker.evaluation.methods import RECONSTRUCTED, REFERENCE
+from worker.evaluation.methods import RECONSTRUCTED, REFERENCE, RENDERED
 
 LEAST_PROMPTS = 6
 """Prompts from which on there is an interval. Of fewer, noise alone gives differences of one sign more often than one
@@ -54,7 +54,9 @@ FIGURES: dict[str, Figure] = {
     "jumps": Figure("jumps", "share of steps from frame to frame that no motion explains", -1, 4),
     "jitter": Figure("jitter", "typical change of the step from frame to frame, widths", -1, 5),
     "color_error": Figure("color error", "distance to the color asked for, RGB 0..1", -1),
-    "frechet": Figure("Frechet", "Frechet distance to true scenes on VAE-encoder features", -1),
+    "frechet": Figure(
+        "Frechet", "Frechet distance to true scenes on VAE-encoder features; of finite sets it is never 0", -1
+    ),
     "follows_last": Figure("all as asked at the end", "all as asked in the last segment", 1),
     "follows_change": Figure("change of all as asked", "last segment less first", 1),
     "color_error_change": Figure("change of color error", "last segment less first", -1),
@@ -84,14 +86,18 @@ FIGURES: dict[str, Figure] = {
         "seam ratio", "frame difference at a method's joints over that at other latents, if there are"
     ),
     "seam_power": Figure(
-        "seam power", "share of frame difference that repeats with the method's own joints", -1
+        "seam power",
+        "share of frame difference that repeats with the method's own joints, if it does not join every latent",
+        -1,
     ),
     "cuts": Figure("cuts", "hard changes of scene per video", -1, 2),
     "forwards": Figure("evaluations", "network evaluations per video", 0, 0),
     "latent_forwards": Figure("latents", "latent frames through the network", 0, 0),
     "cpu_seconds": Figure("CPU seconds", "processor time to sample and decode", -1, 1),
     "seconds": Figure("seconds", "time on the clock to sample and decode", -1, 1),
-    "peak_mb": Figure("peak MB", "peak memory of the process, or of the GPU", -1, 0),
+    "peak_mb": Figure(
+        "peak MB", "peak memory beyond the loaded model's; of a process with what measures the video", -1, 0
+    ),
 }
 
 
@@ -110,32 +116,36 @@ def of_video(video: Video) -> dict[str, float]:
     verdicts = [segment["oracle"] for segment in video["segments"]]
     if verdicts[0] is None:
         return found
+
+    def mean_of(name: str) -> float | None:
+        values = [verdict[name] for verdict in verdicts if verdict[name] is not None]
+        return float(np.mean(values)) if values else None
+
     first, last = verdicts[0], verdicts[-1]
     ending, before = video["ending"]["oracle"], video["ending"]["before"]
     means = ("follows", "background", "color", "shape", "motion", "present", "stray", "jumps", "jitter")
-    found |= {
-        name: float(np.mean([verdict[name] for verdict in verdicts])) for name in (*means, "color_error")
-    }
+    found |= {name: value for name in (*means, "color_error") if (value := mean_of(name)) is not None}
     found["still"] = max(verdict["still"] for verdict in verdicts)
     identity = [(v["seen_color"], v["seen_shape"]) for v in verdicts]
     if len(verdicts) > 1:  # a single segment cannot change
-        color_error_change = last["color_error"] - first["color_error"]
         found |= {
             "follows_last": float(last["follows"]),
             "follows_change": float(last["follows"]) - float(first["follows"]),
-            "color_error_change": color_error_change,
             "identity": float(np.mean([seen != identity[0] for seen in identity[1:]])),
             "diverged": float(
                 any(first[name] and not last[name] for name in ("background", "color"))
                 or (first["present"] >= WHOLE > last["present"])
             ),
-            "decayed": float(color_error_change > DECAYED),
         }
+        if None not in (first["color_error"], last["color_error"]):  # what is not seen has no color
+            found["color_error_change"] = last["color_error"] - first["color_error"]
+            found["decayed"] = float(found["color_error_change"] > DECAYED)
     if before is not None:
         found["ended_badly"] = float(_sound(before) and not _sound(ending))
+    if ending["color_error"] is not None:
+        found["ending_color_error"] = ending["color_error"]
     return found | {
         "ending": float(_sound(ending)),
-        "ending_color_error": ending["color_error"],
         "jittered": float(found["jitter"] > JITTERY or found["jumps"] > JUMPY),
         "lost": float(any(verdict["present"] < WHOLE for verdict in verdicts)),
     }
@@ -354,11 +364,15 @@ def verdict(difference: Mapping[str, Any], better: int, least: float) -> str:
 
 
 def _least(rows: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The least difference that counts in a figure, and whether that is what the autoencoder alone does to it."""
+    """The least difference that counts in a figure, and whether that is what the autoencoder alone adds to it."""
     least = SIZES[name].least
-    reconstructed = rows.get(RECONSTRUCTED, {}).get("figures", {}).get(name)
-    if FIGURES[name].better < 0 and reconstructed is not None and reconstructed["mean"] > least:
-        return {"least": reconstructed["mean"], "autoencoder": True}
+    reconstructed, rendered = (
+        rows.get(row, {}).get("figures", {}).get(name) for row in (RECONSTRUCTED, RENDERED)
+    )
+    if FIGURES[name].better < 0 and reconstructed is not None and rendered is not None:
+        added = round(reconstructed["mean"] - rendered["mean"], 6)
+        if added > least:
+            return {"least": added, "autoencoder": True}
     return {"least": least, "autoencoder": False}
 
 

@@ -2,8 +2,8 @@
 
 The progressive sampler, the baselines of its paper (PA-VDM, arXiv 2410.08151), the windowed diffusion forcing of stock
 diffusers, and the paper's ablations as far as they are settings of the sampler. Cost is network evaluations: what the
-progressive video pays, `m * (N + K - 1)`, every method spends as nearly as its steps divide; the number it really
-spent is counted.
+progressive video pays, `m * (N + K - 1)`, every method spends as nearly as its steps divide, but for `abrupt-ends`,
+which saves those of its ends; the number it really spent is counted.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ RECIPE = Path(__file__).parents[1] / "training/configs/cpu-swollen.toml"
 
 _REFERENCE_SEED = 500_000
 _RENDERED_AT_ONCE = 48
+
+
+class MethodError(EvaluationError):
+    """A method that cannot make any video with a model."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,11 @@ def _progressive(change: Callable[[SamplerConfig], SamplerConfig]) -> Sample:
 
 def _replacement(renoise: bool) -> Sample:
     def sample(model: CountedModel, wanted: Wanted, take: Take) -> None:
+        if not wanted.config.context_chunks:
+            raise MethodError(
+                "it replaces the frames in front of a window, and the model is served with none"
+            )
+
         def on_chunk(emitted: Emitted) -> None:
             take(emitted.latents)
 
@@ -203,7 +212,10 @@ def _stock_pipeline(spec: str, device: torch.device) -> Any:
     try:
         pipeline = stock.pipeline.from_pretrained(describe(spec).source).to(device)
     except (OSError, ValueError, TypeError) as error:
-        raise EvaluationError(f"stock diffusers cannot load {spec}: {error}") from error
+        raise MethodError(f"stock diffusers cannot load {spec}: {error}") from error
+    if not isinstance(pipeline.transformer, stock.transformer):
+        kind = type(pipeline.transformer).__name__
+        raise MethodError(f"stock diffusers has no diffusion forcing for a {kind}")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

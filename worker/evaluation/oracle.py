@@ -9,7 +9,8 @@ fractions of the frame width, so any frame size will do; colors are RGB in 0..1.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +38,12 @@ ROUND = 0.25
 """Largest relative deviation of the distance between an orbiting shape and the center; the scenes have none."""
 PULSING = 0.12
 """Relative change of area within a second; the scenes have at least 0.25."""
+PERIOD_SECONDS = 3.5
+"""The longest period of a pulse in the scenes."""
+GROWING = (0.15, 0.85)
+"""Share of the time that a pulse grows, in a clip of a period or more; in the scenes about half."""
+SWELLING = 2.0
+"""Largest ratio of the areas of a shape that does not pulse, from second to second; the scenes have 1."""
 JUMP = 0.06
 """Displacement between two frames that no motion explains, widths; the scenes have at most 0.018."""
 FASTEST = 0.45
@@ -46,13 +53,16 @@ STRAY_CONTRAST = 0.3
 STRAY_BREADTH = 3 / 64
 """Narrower stripes of such pixels, widths, are the edges that H.264 and autoencoders smear."""
 STRAY_AREA = 0.01
-"""Area of such pixels from which there is something else in a frame, in frame areas."""
+"""Area of such pixels, or of a second shape of the same color, from which there is something else in a frame, in frame
+areas."""
 STILL_STEP = 0.02
 """Displacement below which a shape has not moved, widths."""
 STILL_TURN = 0.15
 """Turn below which it has not turned, radians."""
 STILL_GROWTH = 0.04
 """Relative change of area below which it has neither grown nor shrunk."""
+MEASURED_AT_ONCE = 8
+"""Frames: what is measured takes some 72 bytes a pixel while it is."""
 STILL_SECONDS = 0.75
 """Longest standstill of a shape that moves. A pulse at its largest seems to stand for 0.6 s, all else for 0.2 s."""
 MOST = 0.75
@@ -61,12 +71,10 @@ LAG = 4
 """Frames over which velocities are taken."""
 
 _MOTION_PATTERNS = {
-    "bounce": r"\bbounc",
-    "orbit": r"\borbit|\bcircling\b|\bin circles\b",
-    "left": r"\bleft\b",
-    "right": r"\bright\b",
-    "pulse": r"\bpuls|\bgrowing and shrinking\b",
-    "spin": r"\bspin|\brotat",
+    "bounce": (r"bounc\w*",),
+    "orbit": (r"orbit\w*", "circling", "in circles"),
+    "pulse": (r"puls\w*", "growing and shrinking"),
+    "spin": (r"spin\w*", r"rotat\w*"),
 }
 
 
@@ -83,7 +91,7 @@ class Verdict:
     still: float  # longest stretch in which the shape neither moves nor turns nor changes its size, seconds
     jumps: float  # share of steps from one sight of the shape to the next that no motion explains
     jitter: float  # typical change of the step from frame to frame, widths; the scenes have at most 0.003
-    color_error: float  # mean distance to the color asked for, RGB 0..1
+    color_error: float | None  # mean distance to the color asked for, RGB 0..1; None if no shape is seen
     background_error: float
     seen_color: str | None
     seen_shape: str | None
@@ -106,7 +114,7 @@ class Track:
     x: Array  # centroid, widths
     y: Array
     area: Array  # frame areas
-    stray: Array  # area of what is neither background nor shape, frame areas
+    stray: Array  # area of what is neither background nor the shape, frame areas
     features: Array  # (T, 3) rotation-invariant moments
     threefold: Array  # orientation of a triangle, radians in a third of a turn
     fourfold: Array  # orientation of a square or cross, radians in a quarter of a turn
@@ -116,7 +124,8 @@ def parse_prompt(text: str) -> SceneAttributes | None:
     """The attributes that a prompt names, or None if one of them is missing or not of these scenes."""
     plain = " ".join(re.sub(r"[^\w\s]+", " ", text.lower()).split())
 
-    def find(words: dict[str, Any]) -> str | None:
+    def find(words: Mapping[str, Iterable[str]]) -> str | None:
+        """The name whose pattern of a whole word comes first."""
         hits = [
             (match.start(), name)
             for name, synonyms in words.items()
@@ -128,7 +137,8 @@ def parse_prompt(text: str) -> SceneAttributes | None:
     background = find(scenes.BACKGROUND_WORDS)
     color = find({name: (name,) for name in scenes.COLORS})
     shape = find(scenes.SHAPE_WORDS)
-    motion = next((name for name, pattern in _MOTION_PATTERNS.items() if re.search(pattern, plain)), None)
+    # "Left" and "right" may also say where something is.
+    motion = find(_MOTION_PATTERNS) or find({name: (name,) for name in ("left", "right")})
     if background is None or color is None or shape is None or motion is None:
         return None
     return SceneAttributes(background, color, shape, motion)
@@ -147,8 +157,30 @@ def _broad(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.stack([cv2.erode(one, kernel) for one in mask.astype(np.uint8)]).astype(np.bool_)
 
 
+def _apart(alpha: Array, x: Array, y: Array) -> Array:
+    """Area of what has the color of the shape but is not joined to it, frame areas; from coverage (T, H, W)."""
+    _, height, width = alpha.shape
+    areas = []
+    for cover, left, top in zip(alpha, x, y, strict=True):
+        # With the shape in the middle, nothing of it is cut off by the border of the torus.
+        middle = (round(height * (0.5 - float(top))), round(width * (0.5 - float(left))))
+        mask = np.roll(cover > 0.5, middle, axis=(0, 1)).astype(np.uint8)
+        _, _, found, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        parts = found[1:, cv2.CC_STAT_AREA]
+        areas.append((parts.sum() - parts.max()) / (height * width) if len(parts) else 0.0)
+    return np.array(areas)
+
+
 def measure(frames: NDArray[np.uint8]) -> Track:
     """Per-frame measurements of a clip, uint8 (T, H, W, 3)."""
+    pieces = [
+        _measure(frames[first : first + MEASURED_AT_ONCE])
+        for first in range(0, len(frames), MEASURED_AT_ONCE)
+    ]
+    return Track(*(np.concatenate([getattr(piece, f.name) for piece in pieces]) for f in fields(Track)))
+
+
+def _measure(frames: NDArray[np.uint8]) -> Track:
     count, height, width, _ = frames.shape
     pixels = frames.reshape(count, -1, 3).astype(np.float32) / 255
     background = np.median(pixels, axis=1)
@@ -189,7 +221,7 @@ def measure(frames: NDArray[np.uint8]) -> Track:
         x=x,
         y=y,
         area=area,
-        stray=_broad(rest.reshape(count, height, width) > STRAY_CONTRAST).mean((1, 2)),
+        stray=_broad(rest.reshape(count, height, width) > STRAY_CONTRAST).mean((1, 2)) + _apart(alpha, x, y),
         features=np.stack([4 * second, 30 * np.abs(third), 30 * np.abs(fourth)], 1),
         threefold=np.angle(third) / 3,
         fourfold=np.angle(fourth) / 4,
@@ -251,16 +283,36 @@ def _turning_speed(angles: Array, symmetry: int, fps: float) -> Array:
 
 
 def _motion_in_place(track: Track, shape: str | None, fps: float) -> str | None:
-    second = max(2, round(fps))
-    sections = [track.area[i : i + second] for i in range(0, len(track.area) - second // 2, second)]
-    pulses = [np.ptp(part) / part.mean() > PULSING for part in sections]
+    pulses = [np.ptp(part) / part.mean() > PULSING for part in _by_second(track.area, fps)]
     if np.mean(pulses) >= MOST:
-        return "pulse"
+        growing = np.mean(track.area[LAG:] > track.area[:-LAG])
+        whole = len(track.area) >= PERIOD_SECONDS * fps
+        return "pulse" if not whole or GROWING[0] < growing < GROWING[1] else None
+    return "spin" if _spins(track, shape, fps) else None
+
+
+def _by_second(values: Array, fps: float) -> list[Array]:
+    """The values of each second; half a second or less at the end is left out."""
+    second = max(2, round(fps))
+    return [values[i : i + second] for i in range(0, len(values) - second // 2, second)]
+
+
+def _spins(track: Track, shape: str | None, fps: float) -> bool:
     if shape in (None, "circle"):
-        return None
+        return False
     speed = _turning_speed(*_orientation(track, shape), fps)
     same_way = np.sign(speed) == np.sign(np.median(speed))
-    return "spin" if np.mean(same_way & (np.abs(speed) > TURNING)) >= MOST else None
+    return bool(np.mean(same_way & (np.abs(speed) > TURNING)) >= MOST)
+
+
+def _circles(track: Track, vx: Array, vy: Array, fps: float, centre: tuple[float, float]) -> bool:
+    """Whether the shape goes round a point one way, on a curve, at about one distance."""
+    away_x, away_y = track.x - centre[0], track.y - centre[1]
+    distance = np.hypot(away_x, away_y)
+    around = (away_x[LAG:] * vy - away_y[LAG:] * vx) > 0
+    one_way = max(around.mean(), 1 - around.mean())
+    bend = np.median(np.abs(_turning_speed(np.arctan2(vy, vx), 1, fps)))
+    return bool(one_way > 0.95 and bend > BENDING and distance.std() < ROUND * distance.mean())
 
 
 def classify_motion(track: Track, shape: str | None, fps: float) -> str | None:
@@ -270,22 +322,23 @@ def classify_motion(track: Track, shape: str | None, fps: float) -> str | None:
     vx = _wrapped(track.x[LAG:] - track.x[:-LAG]) / LAG * fps
     vy = _wrapped(track.y[LAG:] - track.y[:-LAG]) / LAG * fps
     moving = np.hypot(vx, vy) > MOVING
-    if np.mean(~moving) >= MOST:
-        return _motion_in_place(track, shape, fps)
-    if np.mean(moving) < MOST:
+    motion = _motion_in_place(track, shape, fps) if np.mean(~moving) >= MOST else None
+    sizes = [float(np.median(part)) for part in _by_second(track.area, fps)]
+    if motion == "pulse":
+        return motion
+    if max(sizes) > SWELLING * min(sizes):
         return None
+    if motion is not None or np.mean(moving) < MOST or _spins(track, shape, fps):
+        return motion
     if np.median(np.abs(vy)) < 0.06 and np.mean(np.sign(vx) == np.sign(np.median(vx))) > 0.9:
         return "left" if np.median(vx) < 0 else "right"
-    away_x, away_y = track.x - 0.5, track.y - 0.5
-    distance = np.hypot(away_x, away_y)
-    around = (away_x[LAG:] * vy - away_y[LAG:] * vx) > 0
-    one_way = max(around.mean(), 1 - around.mean())
-    bend = np.median(np.abs(_turning_speed(np.arctan2(vy, vx), 1, fps)))
-    if one_way > 0.95 and bend > BENDING and distance.std() < ROUND * distance.mean():
+    if _circles(track, vx, vy, fps, (0.5, 0.5)):
         return "orbit"
-    if min(np.median(np.abs(vx)), np.median(np.abs(vy))) > 0.05:
-        return "bounce"
-    return None
+    slanted = min(np.median(np.abs(vx)), np.median(np.abs(vy))) > 0.05
+    ways = [np.cumsum(_wrapped(np.diff(place))) for place in (track.x, track.y)]  # unwrapped
+    between_walls = max(np.ptp(way) for way in ways) < 1
+    beside = (float(track.x.mean()), float(track.y.mean()))
+    return "bounce" if slanted and between_walls and not _circles(track, vx, vy, fps, beside) else None
 
 
 def standstill(track: Track, shape: str | None, fps: float) -> float:
@@ -339,7 +392,7 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
         still=still,
         jumps=_jumps(track, fps),
         jitter=float(np.median(changes)) if len(changes) else 0.0,
-        color_error=float(np.linalg.norm(track.color[seen] - wanted, axis=1).mean()) if seen.any() else 1.0,
+        color_error=float(np.linalg.norm(track.color[seen] - wanted, axis=1).mean()) if seen.any() else None,
         background_error=float(np.linalg.norm(track.background - paper, axis=1).mean()),
         seen_color=color,
         seen_shape=shape,

@@ -65,6 +65,8 @@ TABLES = {
         "shape",
         "motion",
         "present",
+        "stray",
+        "still",
         "jumps",
         "jitter",
         "color_error",
@@ -127,6 +129,7 @@ _HOLDS: dict[str, type] = {
         ("model", "variants", "sampler", "geometry", "plan", "machine", "summary", "turns"), dict
     ),
     "missing": int,
+    "failed": list,
     "videos": list,
 }
 """What the JSON of an evaluation has."""
@@ -153,9 +156,11 @@ def read(path: Path) -> Results:
         raise EvaluationError(f"{path} holds no results of an evaluation: no {', '.join(lacking)}")
     try:
         videos = results["videos"]
-        return {**results, "summary": figures.summarise(videos), "turns": figures.turns(videos)}
+        made = {**results, "summary": figures.summarise(videos), "turns": figures.turns(videos)}
+        text(made, "")
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise EvaluationError(f"{path} has a video whose figures cannot be read: {error!r}") from error
+        raise EvaluationError(f"{path} cannot be read as results of an evaluation: {error!r}") from error
+    return made
 
 
 def write(path: Path, markdown: Path) -> None:
@@ -225,7 +230,7 @@ def _difference(found: Mapping[str, Any]) -> str:
     if _outcome(found) == "small" and "seen" in found["verdict"]:
         least = f"{number(found['least'], figure.digits)}{' ' + size.unit if size.unit else ''}"
         verdict += (
-            f", but smaller than what the autoencoder does ({least})"
+            f", but smaller than what the autoencoder adds ({least})"
             if found["autoencoder"]
             else f", but smaller than what counts ({least})"
         )
@@ -245,7 +250,10 @@ def _outcome(found: Mapping[str, Any]) -> str:
         "a loss is seen": "worse",
         "a gain is seen": "better",
     }.get(verdict, "open")
-    return "small" if outcome != "open" and abs(found["mean"]) < found["least"] else outcome
+    if outcome == "open":
+        return outcome
+    # As for no difference that counts: the whole interval is too small, not its middle alone.
+    return "small" if max(abs(found["low"]), abs(found["high"])) < found["least"] else outcome
 
 
 Comparison = tuple[str, str, str]
@@ -406,7 +414,7 @@ def _over_time(results: Results, seconds: str, name: str) -> dict[str, list[tupl
             continue
         for segment in video["segments"]:
             values = segment["drift"] if name in segment["drift"] else (segment["oracle"] or {})
-            if name in values:
+            if values.get(name) is not None:
                 middle = (segment["from_second"] + segment["to_second"]) / 2
                 curves.setdefault(video["row"], {}).setdefault(middle, []).append(float(values[name]))
     return {
@@ -471,6 +479,22 @@ def _classes(results: Results) -> str:
             "all of one object; `--prompts` takes others."
         )
     return "\n\n".join(parts)
+
+
+def _failures(results: Results) -> str:
+    """Which videos could not be made, and why."""
+    why: dict[tuple[str, str], list[str]] = {}
+    for one in results["failed"]:
+        why.setdefault((one["row"], one["error"]), []).append(f"{one['seconds']:g} s prompt {one['number']}")
+    lines = [f"- {row} ({', '.join(places)}): {error}" for (row, error), places in why.items()]
+    return "Videos that could not be made:\n\n" + "\n".join(lines)
+
+
+def _trained_beside(results: Results) -> str:
+    """What the rows of trained variants are compared with."""
+    if OURS in results["variants"]:
+        return f"compared with `{OURS} (trained)`, trained as long"
+    return "compared with the model's own weights, as there is no variant of the progressive sampler trained as long"
 
 
 def _unjudged(results: Results) -> str:
@@ -576,6 +600,8 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
     ]
     if results["missing"]:
         parts.append(f"**Not finished: {results['missing']} videos of the plan are missing.**")
+    if results["failed"]:
+        parts.append(_failures(results))
     if prompts:
         parts += ["## In short", _in_words(results)]
         parts += [part for part in (_by_chance(results), _unjudged(results)) if part]
@@ -593,7 +619,8 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
             f"{FIGURES[name].name} {number(size.least, FIGURES[name].digits)}{' ' + size.unit if size.unit else ''}"
             for name, size in SIZES.items()
         )
-        + "; in an error, what the autoencoder alone does to true scenes (the row `reconstructed`), if that is more."
+        + "; in an error, what the autoencoder alone adds to true scenes (`reconstructed` less `rendered`), if that is "
+        "more."
     )
     parts += [
         "## How",
@@ -606,11 +633,11 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         + "An ablation on weights that were not trained for it shows what the sampler's setting does to "
         "*these* weights. The "
         "paper trains some of its variants; only rows marked (trained) are that experiment, as far as their "
-        "training went, and they are compared with `progressive (trained)`, trained as long. Weights that "
+        f"training went, and they are {_trained_beside(results)}. Weights that "
         "went on for a short while from the model's, or from an earlier state of it, have got used to another "
         "window, and have forgotten little: they do not show what training that way from the beginning would give.",
-        "`rendered` is the ground truth run through the same measurements: the best that any figure can "
-        "be, and where a "
+        "`rendered` is the ground truth run through the same measurements: the best that a figure can be, but for the "
+        "Frechet distance, in which it shows how far two draws of the same scenes are apart; and where a "
         "failure is counted in it, a false alarm. Prompts are held-out combinations unless a file of "
         "prompts was given.",
         f"Made on {machine['cores']} cores ({machine['device']}) on {machine['date']}, torch "

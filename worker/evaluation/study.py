@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import hashlib
 import json
@@ -13,7 +14,7 @@ import time
 import tomllib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -38,6 +40,7 @@ from worker.evaluation.methods import (
     REFERENCE,
     RENDERED,
     CountedModel,
+    MethodError,
     Wanted,
     has_true_scenes,
     prepare,
@@ -46,13 +49,21 @@ from worker.evaluation.methods import (
     seed_of,
     training_shares,
 )
-from worker.models.base import SamplerConfig, VideoFrames, VideoModel
+from worker.models.base import ModelLoadError, SamplerConfig, VideoFrames, VideoModel
 from worker.models.registry import describe, load_model
 from worker.training import scenes
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of what a video's file of figures holds; files of another version are made again."""
 CONFIGS = Path(__file__).parent / "configs"
+MEASURES = (
+    "evaluation/oracle",
+    "evaluation/drift",
+    "evaluation/frechet",
+    "evaluation/methods",
+    "training/scenes",
+)
+"""Modules, beside the sampler's, that the figures of a video depend on."""
 ENDING_SECONDS = 2.0
 """The end of a video that is judged on its own."""
 CLIP_SECONDS = 2.0
@@ -137,6 +148,8 @@ class Plan:
             if not one.methods or set(one.methods) - METHODS.keys():
                 known = ", ".join(METHODS)
                 raise EvaluationError(f"methods of the {one.seconds:g}-s set: choose from {known}")
+            if len({*one.methods}) < len(one.methods):
+                raise EvaluationError(f"the {one.seconds:g}-s set names a method twice")
         return self
 
     def only(self, methods: tuple[str, ...]) -> Plan:
@@ -225,8 +238,25 @@ class Bench:
             self.sampler,
         ), frames
 
+    def turning(self, job: Job) -> tuple[int, int] | None:
+        """The frame from which on a video turns with its prompt, and that from which on it has; None if it does not.
+
+        Raises EvaluationError when too little is left on either side.
+        """
+        (wanted, frames), geometry = self.wanted(job), describe(self.model).geometry
+        if not wanted.turn_latent:
+            return None
+        # The chunks in flight turn with the prompt, and the one behind them still sees them: what they become is
+        # neither the one scene nor the other.
+        chunk = wanted.config.chunk_latents * geometry.temporal_factor
+        turn = geometry.frames_for_latents(wanted.turn_latent)
+        begun, turned = turn - (wanted.config.chunks_in_flight - 1) * chunk, turn + 2 * chunk
+        if min(begun, frames - turned) < ENDING_SECONDS * geometry.fps:
+            raise EvaluationError(f"{job.seconds:g} s are too short for a prompt that turns half-way")
+        return begun, turned
+
     def fingerprint(self, job: Job) -> str:
-        """Changes with everything that the figures of a video depend on, but for the code."""
+        """Changes with everything that the figures of a video depend on."""
         wanted, frames = self.wanted(job)
         facts = {
             "schema": SCHEMA,
@@ -236,14 +266,21 @@ class Bench:
             "frames": frames,
             "segment_seconds": self.segment_seconds,
             "device": self.device,
-            "suite": self.suite,
             "stills": job.stills,
+            "code": _code(),
+            **{name: version(name) for name in ("torch", "diffusers", "opencv-python-headless")},
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def made(self, job: Job) -> dict[str, Any] | None:
-        """The figures of a video that was made already, as it would be made now."""
+        """The figures of a video that was made already, as it would be made now, with its clips."""
         path = self.output / f"{job.place}.json"
+        if (
+            self.suite is not None
+            and job.method != REFERENCE
+            and not vbench.clips(self.output, job.place, self.suite)
+        ):
+            return None
         try:
             video: dict[str, Any] = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -253,15 +290,27 @@ class Bench:
 
 @lru_cache(maxsize=16)
 def weights(spec: str) -> str:
-    """Digest of a model folder by the beginning of each file, or the hub id."""
+    """Digest of the files of a model folder, or the hub id with the revision that lies here."""
     source = Path(describe(spec).source)
     if not source.is_dir():
-        return spec
+        index = try_to_load_from_cache(str(source), "model_index.json")
+        return f"{spec}@{Path(index).parent.name[:12]}" if isinstance(index, str) else spec
     digest = hashlib.sha256()
     for path in sorted(p for p in source.rglob("*") if p.suffix in (".json", ".safetensors")):
         with path.open("rb") as file:
-            digest.update(f"{path.relative_to(source)} {path.stat().st_size} ".encode() + file.read(2**22))
+            digest.update(
+                f"{path.relative_to(source)} {hashlib.file_digest(file, 'sha256').hexdigest()} ".encode()
+            )
     return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Digest of the modules that make and measure videos, but for their comments and their form."""
+    package = Path(__file__).parents[1]
+    paths = [*(package / f"{name}.py" for name in MEASURES), *sorted((package / "sampler").glob("*.py"))]
+    trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
+    return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)
@@ -276,9 +325,7 @@ def _model(spec: str, device: str) -> VideoModel:
 class Measurement:
     """Takes the frames of one video as they come; keeps a segment of them, never the video."""
 
-    def __init__(
-        self, bench: Bench, job: Job, model: VideoModel, frames: int, turn_latent: int | None = None
-    ) -> None:
+    def __init__(self, bench: Bench, job: Job, model: VideoModel, frames: int) -> None:
         self._job, self._model, self._frames, fps = job, model, frames, model.geometry.fps
         config = bench.sampler
         first, period = METHODS[job.method].seam(config)
@@ -287,14 +334,9 @@ class Measurement:
         self._segment = max(1, round(bench.segment_seconds * fps))
         self._ends = list(range(self._segment, frames + 1, self._segment)) or [frames]
         self._ends[-1] = frames  # the last segment takes what is left over
-        self._turn: int | None = None  # frame
-        if turn_latent:
-            self._turn = model.geometry.frames_for_latents(turn_latent)
-            # The chunks in flight turn with the prompt: what they become is neither the one scene nor the other.
-            self._turning = config.chunks_in_flight * config.chunk_latents * factor
-            self._ends = [self._turn, self._turn + self._turning, frames]
-            if frames - self._ends[1] < ENDING_SECONDS * fps:
-                raise EvaluationError(f"{job.seconds:g} s are too short for a prompt that turns half-way")
+        self._turning = bench.turning(job)
+        if self._turning is not None:
+            self._ends = [*self._turning, frames]
         self._clip = 1 + (round(CLIP_SECONDS * fps) - 1) // factor * factor
         self._clip_every = round(CLIP_EVERY_SECONDS * fps)
         self._still_at = (
@@ -364,8 +406,8 @@ class Measurement:
     def _judge(self, frames: Any, end: int) -> dict[str, Any] | None:
         """Frames up to frame `end` against the prompt in force; None where no prompt is, or none that says enough."""
         attributes = self._job.case.attributes
-        if self._turn is not None and self._job.case.turn is not None and end > self._turn:
-            attributes = self._job.case.turn.attributes if end > self._turn + self._turning else None
+        if self._turning is not None and self._job.case.turn is not None and end > self._turning[0]:
+            attributes = self._job.case.turn.attributes if end > self._turning[1] else None
         if attributes is None:
             return None
         verdict = oracle.judge(np.stack(frames), attributes, self._model.geometry.fps)
@@ -400,27 +442,35 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: round(v, FIGURE_DIGITS) if isinstance(v, float) else v for k, v in values.items()}
 
 
-def _reset_peak() -> None:
-    """From now on the kernel counts this process's peak memory anew, where it lets us (Linux)."""
+def _reset_peak(device: str) -> float | None:
+    """Peak memory, MB, is counted anew from now on, where the kernel lets us (Linux); returns what is taken now."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 2**20
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return
+        return None
+    return _resident_mb("VmRSS")
 
 
 def _peak_mb(device: str) -> float | None:
-    """Peak memory since then: of the GPU if there is one, else resident of this process."""
-    if device.startswith("cuda"):
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    """Peak memory since then, MB: of the GPU, else resident of this process."""
+    return (
+        torch.cuda.max_memory_allocated(device) / 2**20
+        if device.startswith("cuda")
+        else _resident_mb("VmHWM")
+    )
+
+
+def _resident_mb(name: str) -> float | None:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
     lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return round(int(lines["VmHWM"].split()[0]) / 1024, 1)
+    return int(lines[name].split()[0]) / 1024
 
 
 def make(bench: Bench, job: Job) -> dict[str, Any]:
@@ -432,8 +482,8 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
     method = METHODS[job.method]
     counted = CountedModel(model, job.spec)
     prepare(job.method, counted)
-    measurement = Measurement(bench, job, model, frames, wanted.turn_latent)
-    _reset_peak()
+    measurement = Measurement(bench, job, model, frames)
+    before_mb = _reset_peak(bench.device)
     began, cpu_began = time.perf_counter(), time.process_time()
     if job.method == RECONSTRUCTED:
         reconstruct(model, wanted, measurement.take)
@@ -449,6 +499,7 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
         method.sample(counted, wanted, take)
     seconds = time.perf_counter() - began - measurement.seconds
     cpu_seconds = time.process_time() - cpu_began - measurement.cpu_seconds
+    peak_mb = _peak_mb(bench.device)
     video = {
         "fingerprint": bench.fingerprint(job),
         "row": job.row,
@@ -461,12 +512,13 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
         **({"turn": asdict(job.case.turn)} if job.case.turn is not None else {}),
         "seed": wanted.seed,
         "weights": weights(job.spec),
+        "date": datetime.now(UTC).date().isoformat(),
         "cost": {
             "forwards": counted.forwards,
             "latent_forwards": counted.latent_forwards,
             "seconds": round(seconds, 3),
             "cpu_seconds": round(cpu_seconds, 3),
-            "peak_mb": _peak_mb(bench.device),
+            "peak_mb": None if before_mb is None or peak_mb is None else round(peak_mb - before_mb, 1),
         },
         **measurement.finish(),
     }
@@ -484,9 +536,7 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
 # -- all videos -----------------------------------------------------------------------------------------------------
 
 
-def jobs(
-    plan: Plan, model: str, variants: Mapping[str, str], prompts: list[Case] | None, *, reference: bool
-) -> list[Job]:
+def jobs(plan: Plan, model: str, variants: Mapping[str, str], prompts: list[Case] | None) -> list[Job]:
     """Every video of a plan, prompt by prompt, so that an interrupted evaluation compares all methods on some prompts.
 
     `variants` maps a method to a folder of weights trained for it. True scenes are left out where the model's size or
@@ -499,7 +549,7 @@ def jobs(
         rows = [(name, name, model) for name in one.methods if not METHODS[name].own_weights]
         if one.variants:
             rows += [(f"{name} (trained)", name, folder) for name, folder in variants.items()]
-        if reference and RENDERED in one.methods:
+        if RENDERED in one.methods:
             rows.append((REFERENCE, REFERENCE, model))
         choose = cases.turning if one.turns else cases.held_out
         listed = prompts[: one.prompts] if prompts else choose(one.prompts, plan.seed)
@@ -531,7 +581,10 @@ def _pool(bench: Bench, processes: int) -> Iterator[Callable[[Job], Future[dict[
 
         def here(job: Job) -> Future[dict[str, Any]]:
             future: Future[dict[str, Any]] = Future()
-            future.set_result(make(bench, job))
+            try:
+                future.set_result(make(bench, job))
+            except Exception as error:  # noqa: BLE001 - as in another process: whoever asks for the result is told
+                future.set_exception(error)
             return future
 
         yield here
@@ -565,15 +618,26 @@ def run(
 ) -> dict[str, Any]:
     """Makes what is missing of an evaluation and returns its results, which `output/results.json` then holds.
 
-    Stops to begin new videos when `budget_minutes` are over; the results say how many are missing. `variants` maps a
-    method to the folder of weights trained for it. `suite` is VBench or VBench-Long, and the Python that has it. Raises
-    EvaluationError and ModelLoadError.
+    Stops to begin new videos when `budget_minutes` are over; the results say how many are missing, and which could not
+    be made. `variants` maps a method to the folder of weights trained for it. `suite` is VBench or VBench-Long, and the
+    Python that has it. Raises EvaluationError and ModelLoadError.
     """
     _check_device(device)
+    if suite is not None:
+        vbench.check(suite[1], suite[0])
     variants = dict(variants or {})
     for name in variants:
         if name not in METHODS or METHODS[name].sample is None:
             raise EvaluationError(f"--variant {name}: no such method; there are {', '.join(METHODS)}")
+    if variants and not any(one.variants for one in plan.sets):
+        raise EvaluationError("--variant: no set of the plan has `variants = true`")
+    if variants and figures.OURS not in variants:
+        say(
+            f"no --variant {figures.OURS}=FOLDER, trained as long: variants are compared with the model's own weights"
+        )
+    for one in plan.sets if prompts else ():
+        if not one.turns and one.prompts < len(prompts or ()):
+            say(f"the {one.seconds:g}-s set takes the first {one.prompts} of {len(prompts or ())} prompts")
     facts = describe(model)
     for folder in variants.values():
         if describe(folder).geometry.latent_channels != facts.geometry.latent_channels:
@@ -581,7 +645,7 @@ def run(
     bench = Bench(
         model, device, output, plan.segment_seconds, suite[0] if suite else None, changes=plan.sampler
     )
-    planned = jobs(plan, model, variants, prompts, reference=True)
+    planned = jobs(plan, model, variants, prompts)
     if not has_true_scenes(facts.geometry):
         (width, height), fps = facts.geometry.default_size, facts.geometry.fps
         say(
@@ -589,12 +653,15 @@ def run(
         )
     if not planned:
         raise EvaluationError("the plan has no videos that can be made of this model and these prompts")
+    for job in planned:
+        bench.turning(job)
     made = [bench.made(job) for job in planned]
     waiting = deque(job for job, video in zip(planned, made, strict=True) if video is None)
     total, begun = len(waiting), time.monotonic()
     say(f"{len(planned)} videos, {len(planned) - total} of them made before")
     work = sum(job.seconds for job in waiting)
     done = 0.0
+    failed: list[dict[str, Any]] = []
     with _pool(bench, processes) as start:
         running: dict[Future[dict[str, Any]], Job] = {}
         while waiting or running:
@@ -607,27 +674,59 @@ def run(
                 running[start(job)] = job
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                job, video = running.pop(future), future.result()
+                job = running.pop(future)
                 done += job.seconds
+                try:
+                    video = future.result()
+                except BrokenExecutor as error:
+                    raise EvaluationError(
+                        "a process died, maybe for want of memory; what was made is kept"
+                    ) from error
+                except ModelLoadError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - a method that cannot make a video is a result, too
+                    failed.append(_failure(job, error))
+                    say(f"{job.seconds:g} s, prompt {job.number}, {job.row}: failed: {failed[-1]['error']}")
+                    if isinstance(error, MethodError):
+                        hopeless = [other for other in waiting if other.row == job.row]
+                        failed += [_failure(other, error) for other in hopeless]
+                        waiting = deque(other for other in waiting if other.row != job.row)
+                        work -= sum(other.seconds for other in hopeless)
+                    continue
                 left = (time.monotonic() - begun) / done * (work - done) / 60
                 say(
                     f"{job.seconds:g} s, prompt {job.number}, {job.row}: {video['cost']['seconds']:.1f} s, "
                     f"{video['cost']['forwards']} forwards; about {left:.0f} min left"
                 )
-    results = _results(bench, plan, planned, variants)
+    results = _results(bench, plan, planned, variants, failed)
+    (output / "results.json").write_text(dumps(results))
     if suite:
         say(f"{suite[0]} judges the clips")
-        results["vbench"] = vbench.score(suite[1], output, suite[0])
-    (output / "results.json").write_text(dumps(results))
+        results["vbench"] = vbench.score(suite[1], output, suite[0], [job.place for job in planned])
+        (output / "results.json").write_text(dumps(results))
     return results
 
 
-def _results(bench: Bench, plan: Plan, planned: list[Job], variants: Mapping[str, str]) -> dict[str, Any]:
+def _failure(job: Job, error: Exception) -> dict[str, Any]:
+    words = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {words[0]}" if words else type(error).__name__
+    return {
+        "row": job.row,
+        "seconds": job.seconds,
+        "number": job.number,
+        "error": words[0] if isinstance(error, EvaluationError) and words else reason,
+    }
+
+
+def _results(
+    bench: Bench, plan: Plan, planned: list[Job], variants: Mapping[str, str], failed: list[dict[str, Any]]
+) -> dict[str, Any]:
     made = [bench.made(job) for job in planned]
     videos = [{k: v for k, v in video.items() if k != "fingerprint"} for video in made if video is not None]
     if not videos:
-        raise EvaluationError("no video was made: give the evaluation more minutes")
-    facts = describe(bench.model)
+        why = f"{failed[0]['row']}: {failed[0]['error']}" if failed else "give the evaluation more minutes"
+        raise EvaluationError(f"no video was made: {why}")
+    facts, dates = describe(bench.model), [video["date"] for video in videos]
     return {
         "schema": SCHEMA,
         "model": {
@@ -644,12 +743,13 @@ def _results(bench: Bench, plan: Plan, planned: list[Job], variants: Mapping[str
             "latent_frames": facts.geometry.temporal_factor,
         },
         "plan": asdict(plan),
-        "missing": len(planned) - len(videos),
+        "missing": len(planned) - len(videos) - len(failed),
+        "failed": failed,
         "machine": {
             "device": bench.device,
             "processor": platform.machine(),
             "cores": os.cpu_count(),
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": " to ".join(sorted({min(dates), max(dates)})),
             "longtake": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "diffusers", "numpy", "opencv-python-headless")},

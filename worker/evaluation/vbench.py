@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ class ClipWriter:
         self._frames: list[Any] = []
         self._written = 0
         self._folder.mkdir(parents=True, exist_ok=True)
-        for old in self._folder.glob(f"{self._name}@*.mp4"):
+        for old in clips(output, place, suite):
             old.unlink()
 
     def take(self, frame: Any) -> None:
@@ -79,18 +80,44 @@ class ClipWriter:
         self._written += 1
 
 
+def check(python: str, suite: Suite) -> None:
+    """Raises EvaluationError when this Python does not have the suite."""
+    package = "vbench" if suite == "vbench" else "vbench2_beta_long"
+    find = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({package!r}) is None)"
+    try:
+        done = subprocess.run([python, "-c", find], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise EvaluationError(f"{suite}: {python}: {error.strerror}") from error
+    if done.returncode:
+        raise EvaluationError(f"{suite}: {python} has no package {package}")
+
+
+def clips(output: Path, place: str, suite: Suite) -> list[Path]:
+    """The MP4 files of one video."""
+    name = place.removeprefix("videos/").replace("/", "@")
+    return sorted(folder(output, suite).glob(f"{name}@*.mp4"))
+
+
 def folder(output: Path, suite: Suite) -> Path:
     """Where the MP4 files of an evaluation are."""
     return output / "clips" / suite
 
 
 def score(
-    python: str, output: Path, suite: Suite, dimensions: Sequence[str] | None = None
+    python: str, output: Path, suite: Suite, places: Sequence[str], dimensions: Sequence[str] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Mean score by dimension of every `SECONDS s, ROW`. Raises EvaluationError with the suite's last words."""
+    """Mean score by dimension of every `SECONDS s, ROW` of the videos at these places.
+
+    Raises EvaluationError with the suite's last words.
+    """
     dimensions = DIMENSIONS if dimensions is None else dimensions
-    videos, out = folder(output, suite).resolve(), (output / suite).resolve()
+    out = (output / suite).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    videos = out / "videos"  # of this evaluation alone: the folder of clips keeps those of others
+    shutil.rmtree(videos, ignore_errors=True)
+    videos.mkdir()
+    for clip in (clip for place in places for clip in clips(output, place, suite)):
+        (videos / clip.name).symlink_to(clip.resolve())
     for old in out.glob("*_eval_results.json"):
         old.unlink()
     if suite == "vbench":

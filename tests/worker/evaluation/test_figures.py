@@ -215,10 +215,23 @@ def test_what_the_autoencoder_does_is_the_least_that_counts() -> None:
 
     alone = claim(apart)
     assert (alone["verdict"], alone["least"], alone["autoencoder"]) == ("seen", 0.003, False)
-    beside = claim(apart + [jitter("reconstructed", n, 0.0043) for n in range(6)])
+    lossy = [jitter("reconstructed", n, 0.0053) for n in range(6)]
+    beside = claim(apart + lossy + [jitter("rendered", n, 0.001) for n in range(6)])
     assert (beside["verdict"], beside["least"], beside["autoencoder"]) == ("seen", 0.0043, True)
+    # Without true scenes to compare with, nothing tells what of it is the autoencoder's.
+    assert claim(apart + lossy)["least"] == 0.003
     follows = [c for c in summary(apart)["claims"] if c.get("figure") == "follows"]
     assert all(c["least"] == figures.SIZES["follows"].least for c in follows)
+
+
+def test_what_is_not_seen_has_no_color_to_be_wrong() -> None:
+    lost = GOOD | {"color": False, "follows": False, "present": 0.0, "color_error": None, "seen_color": None}
+    found = figures.of_video(video("progressive", 0, GOOD, lost))
+    assert found["color_error"] == GOOD["color_error"]
+    assert not {"color_error_change", "decayed", "ending_color_error"} & found.keys()
+    assert found["lost"] == found["diverged"] == 1
+    gone = figures.of_video(video("progressive", 0, lost, lost))
+    assert "color_error" not in gone
 
 
 def test_an_interval_within_what_counts_says_that_there_is_no_difference() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import av
 import numpy as np
@@ -116,6 +117,7 @@ def test_a_video_without_a_shape_follows_nothing() -> None:
     verdict = oracle.judge(np.zeros((FRAMES, 64, 64, 3), np.uint8), BOUNCING)
     assert verdict.present == 0
     assert (verdict.color, verdict.shape, verdict.motion) == (False, False, False)
+    assert verdict.color_error is None  # nothing has a color to be wrong
 
 
 def test_jitter_is_seen() -> None:
@@ -138,6 +140,71 @@ def test_a_second_shape_of_the_same_color_is_seen() -> None:
     frames = video(BOUNCING)
     twice = np.maximum(frames, np.roll(frames, 32, axis=2))
     assert not oracle.judge(twice, BOUNCING).follows
+
+
+@pytest.mark.parametrize("radius", [0.07, 0.09])
+@pytest.mark.parametrize("attributes", [BOUNCING, SPINNING, PULSING])
+def test_a_dot_of_the_same_color_beside_the_shape_is_seen(attributes: SceneAttributes, radius: float) -> None:
+    frames = video(attributes)
+    y, x = (np.mgrid[0:64, 0:64] + 0.5) / 64
+    track = oracle.measure(frames)
+    for frame, left, top in zip(frames, track.x, track.y, strict=True):
+        away = [
+            np.remainder(one - centre, 1) - 0.5 for one, centre in ((x, left), (y, top))
+        ]  # opposite of the shape
+        frame[np.hypot(*away) < radius] = 255 * np.array(scenes.COLORS[attributes.color])
+    assert oracle.judge(frames, attributes).stray > 0.8
+    assert not oracle.judge(frames, attributes).follows
+
+
+def drawn(x: Any, y: Any, radius: Any = 0.19, angle: Any = 0.0, shape: str = "square") -> NDArray[np.uint8]:
+    """A red shape on black along a path of FRAMES frames, round the torus."""
+    places, sizes, angles = (
+        [torch.from_numpy(np.broadcast_to(one, FRAMES).astype(np.float32).copy())[None] for one in group]
+        for group in ((x, y), (radius,), (angle,))
+    )
+    where = scenes.Track(*places, *sizes, *angles)
+    dx, dy = scenes.offsets(where, torch.ones(1, 1, dtype=torch.bool), 64)
+    kind = torch.tensor(scenes.SHAPES.index(shape))
+    edge = scenes.signed_distance(dx, dy, where.radius[..., None, None], kind)
+    alpha = (0.5 - edge * 64).clamp(0, 1).numpy()[0, ..., None]
+    frames: NDArray[np.uint8] = (255 * alpha * np.array(scenes.COLORS["red"])).astype(np.uint8)
+    return frames
+
+
+TIME = np.arange(FRAMES) / scenes.FPS
+
+
+@pytest.mark.parametrize(
+    ("frames", "seen"),
+    [
+        (drawn(0.1 + 0.33 * TIME, 0.3 + 0.02 * TIME), "right"),
+        (drawn(0.5 + 0.25 * np.cos(1.4 * TIME), 0.5 + 0.25 * np.sin(1.4 * TIME)), "orbit"),
+        (drawn(0.4, 0.6, 0.19 * (0.83 + 0.27 * np.sin(2 * TIME))), "pulse"),
+        (drawn(0.4, 0.6, angle=2 * TIME), "spin"),
+        (drawn(0.1 + 0.3 * TIME, 0.1 + 0.2 * TIME), None),  # round the torus: it never bounces
+        (
+            drawn(0.42 + 0.2 * np.cos(1.4 * TIME), 0.4 + 0.2 * np.sin(1.4 * TIME)),
+            None,
+        ),  # circles beside the center
+        (drawn(0.4, 0.6, 0.12 * np.exp(0.15 * TIME)), None),  # grows and grows
+        (drawn(0.1 + 0.33 * TIME, 0.3, 0.21 * np.exp(-0.15 * TIME)), None),  # shrinks as it goes
+        (drawn(0.1 + 0.33 * TIME, 0.3, angle=2 * TIME), None),  # spins as it goes
+    ],
+)
+def test_a_motion_is_seen_for_what_it_is_and_what_is_none_for_none(
+    frames: NDArray[np.uint8], seen: str | None
+) -> None:
+    assert oracle.judge(frames, BOUNCING).seen_motion == seen
+
+
+def test_a_clip_measured_in_pieces_is_the_clip_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = video(BOUNCING)[:20]
+    pieces = oracle.measure(frames)
+    monkeypatch.setattr(oracle, "MEASURED_AT_ONCE", 100)
+    whole = oracle.measure(frames)
+    for field in ("x", "area", "stray", "features", "background", "fourfold"):
+        assert np.allclose(getattr(pieces, field), getattr(whole, field))
 
 
 def with_another(attributes: SceneAttributes, color: str, scale: float) -> NDArray[np.uint8]:
@@ -195,6 +262,8 @@ def test_a_drift_of_color_is_seen() -> None:
     drifting = (frames * (1 - share) + tinted * share).astype(np.uint8)
     early, late = oracle.judge(drifting[:48], BOUNCING), oracle.judge(drifting[48:], BOUNCING)
     assert not oracle.judge(drifting, BOUNCING).color
+    assert early.color_error is not None
+    assert late.color_error is not None
     assert late.color_error > early.color_error + 0.2
 
 
@@ -228,6 +297,20 @@ def test_prompts_in_other_words_can_be_parsed() -> None:
     assert oracle.parse_prompt("On teal: a white plus sign that rotates.") == SceneAttributes(
         "teal", "white", "cross", "spin"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "motion"),
+    [
+        ("spinning on the left", "spin"),
+        ("moving right, not left", "right"),
+        ("on the right, bouncing", "bounce"),
+    ],
+)
+def test_a_direction_is_a_motion_where_no_other_is_named(words: str, motion: str) -> None:
+    parsed = oracle.parse_prompt(f"a red square {words}, black background")
+    assert parsed is not None
+    assert parsed.motion == motion
 
 
 @pytest.mark.parametrize("prompt", ["", "a cat", "a red ball on black", "a ball bouncing on black"])

@@ -107,7 +107,7 @@ def test_results_of_another_kind_are_refused(tmp_path: Path) -> None:
     for content in (
         *("{", "[]", "{}", json.dumps({"schema": 0}), json.dumps({"schema": study.SCHEMA})),
         *(json.dumps(whole | {"videos": videos}) for videos in ([1], [{"row": "progressive"}])),
-        json.dumps(whole | {"missing": None}),
+        *(json.dumps(whole | changed) for changed in ({"missing": None}, {"plan": {}}, {"model": {}})),
     ):
         path.write_text(content)
         with pytest.raises(EvaluationError, match=r"results\.json"):
@@ -158,7 +158,7 @@ def test_a_difference_that_is_seen_but_small_counts_for_nothing(smoke: Any) -> N
     assert "widths: **seen**, but smaller than what counts (0.00300 widths)" in text
     assert f"{OVERLAP}: no difference that counts in jitter" in line(text, "- What does not: ")
     text = report.text(of_prompts(smoke, 6, small | {"no-overlap": 0.015, "reconstructed": 0.02}), "")
-    assert "widths: **seen**, but smaller than what the autoencoder does (0.02005 widths)" in text
+    assert "widths: **seen**, but smaller than what the autoencoder adds (0.02005 widths)" in text
 
 
 def test_few_prompts_have_no_verdict(smoke: Any) -> None:

@@ -41,7 +41,8 @@ def test_every_method_is_made_and_measured(smoke: Any) -> None:
         assert len(video["features"]) == 1
         sampled = METHODS[video["method"]].sample is not None
         assert (video["cost"]["forwards"] > 0) == sampled
-        assert video["cost"]["peak_mb"] > 50
+        assert 0 <= video["cost"]["peak_mb"] < 500  # beyond the model
+        assert video["date"] == smoke["machine"]["date"]
     rendered = next(video for video in smoke["videos"] if video["row"] == "rendered")
     assert rendered["segments"][0]["oracle"]["follows"]
 
@@ -64,7 +65,7 @@ def test_nothing_is_made_twice(smoke_folder: Path, tiny_folder: Path, tmp_path: 
     results = study.run(
         Plan.read("smoke"), model=str(tiny_folder), output=output, variants=variants, say=lines.append
     )
-    assert lines == [f"{len(before)} videos, {len(before)} of them made before"]
+    assert lines[-1] == f"{len(before)} videos, {len(before)} of them made before"
     assert {path: path.stat().st_mtime_ns for path in output.rglob("000.json")} == before
     assert results["summary"] == json.loads((output / "results.json").read_text())["summary"]
 
@@ -76,7 +77,7 @@ def test_an_evaluation_that_ran_out_of_time_goes_on(tiny_folder: Path, tmp_path:
     with pytest.raises(EvaluationError, match="more minutes"):
         run(0)
     (tmp_path / "videos/2s").mkdir(parents=True)
-    job, *_ = study.jobs(TWO, str(tiny_folder), {}, None, reference=True)
+    job, *_ = study.jobs(TWO, str(tiny_folder), {}, None)
     study.make(Bench(str(tiny_folder), "cpu", tmp_path, 2), job)
     assert run(0)["missing"] == 5
     whole = run(None)
@@ -86,12 +87,12 @@ def test_an_evaluation_that_ran_out_of_time_goes_on(tiny_folder: Path, tmp_path:
 
 def test_other_weights_are_another_video(tiny_folder: Path, tmp_path: Path) -> None:
     plan = TWO.only(("abrupt-ends",))
-    (job, *_) = study.jobs(plan, str(tiny_folder), {}, None, reference=False)
+    (job, *_) = study.jobs(plan, str(tiny_folder), {}, None)
     bench = Bench(str(tiny_folder), "cpu", tmp_path, 2)
     study.make(bench, job)
     assert bench.made(job) is not None
     assert bench.made(replace(job, seed=9)) is None
-    assert replace(bench, suite="vbench").made(job) is None
+    assert replace(bench, suite="vbench").made(job) is None  # it has no clips
     changed = tmp_path / "changed"
     shutil.copytree(tiny_folder, changed)
     serving = json.loads((changed / "longtake.json").read_text())
@@ -99,10 +100,79 @@ def test_other_weights_are_another_video(tiny_folder: Path, tmp_path: Path) -> N
     assert bench.made(replace(job, spec=str(changed))) is None
 
 
+def test_weights_that_differ_anywhere_are_others(tiny_folder: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(tiny_folder, changed)
+    assert study.weights(str(changed)) == study.weights(str(tiny_folder))
+    study.weights.cache_clear()
+    path = next((changed / "transformer").glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert study.weights(str(changed)) != study.weights(str(tiny_folder))
+
+
+def test_figures_of_other_code_are_measured_again(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, *_ = study.jobs(TWO.only(("rendered",)), str(tiny_folder), {}, None)
+    bench = Bench(str(tiny_folder), "cpu", tmp_path, 2)
+    study.make(bench, job)
+    source, package = Path(study.__file__).parents[1], tmp_path / "worker"
+    for folder in ("evaluation", "sampler", "training"):
+        shutil.copytree(source / folder, package / folder)
+    monkeypatch.setattr(study, "__file__", str(package / "evaluation" / "study.py"))
+    measures = package / "evaluation" / "oracle.py"
+    for change, same in (("\n# A comment.\n", True), ("\nMORE = 1\n", False)):
+        measures.write_text(measures.read_text() + change)
+        study._code.cache_clear()
+        assert (bench.made(job) is not None) == same
+    study._code.cache_clear()
+
+
+def test_a_method_that_cannot_make_a_video_does_not_keep_the_others(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has no use for the model, another breaks in one video."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    serving = json.loads((folder / "longtake.json").read_text())
+    alone = serving["sampler"] | {"context_chunks": 0}
+    (folder / "longtake.json").write_text(json.dumps(serving | {"sampler": alone}))
+    sample = METHODS["abrupt-ends"].sample
+
+    def breaks(model: Any, wanted: Any, take: Any) -> None:
+        if wanted.seed == 1:
+            raise FloatingPointError("not finite\nat all")
+        sample(model, wanted, take)  # type: ignore[misc]
+
+    monkeypatch.setitem(METHODS, "abrupt-ends", replace(METHODS["abrupt-ends"], sample=breaks))
+    plan = replace(TWO, sets=(VideoSet(2, 2, ("replacement-with-noise", "abrupt-ends", "rendered")),))
+    lines: list[str] = []
+    found = study.run(plan, model=str(folder), output=tmp_path / "out", say=lines.append)
+    made = ["abrupt-ends", *[REFERENCE] * 2, *["rendered"] * 2]
+    assert sorted(video["row"] for video in found["videos"]) == made
+    assert found["missing"] == 0
+    assert [(one["row"], one["number"]) for one in found["failed"]] == [
+        ("replacement-with-noise", 0),
+        ("replacement-with-noise", 1),
+        ("abrupt-ends", 1),
+    ]
+    assert len([line for line in lines if "failed" in line]) == 2  # what is hopeless is tried once
+    report.write(tmp_path / "out" / "results.json", tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert "- abrupt-ends (2 s prompt 1): FloatingPointError: not finite\n" in text
+    assert "- replacement-with-noise (2 s prompt 0, 2 s prompt 1): it replaces the frames" in text
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["failed"] == found["failed"]
+
+    with pytest.raises(EvaluationError, match="no video was made: replacement-with-noise: it replaces"):
+        study.run(plan.only(("replacement-with-noise",)), model=str(folder), output=tmp_path / "o", say=quiet)
+
+
 def test_figures_of_an_older_version_are_measured_again(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, *_ = study.jobs(TWO.only(("rendered",)), str(tiny_folder), {}, None, reference=False)
+    job, *_ = study.jobs(TWO.only(("rendered",)), str(tiny_folder), {}, None)
     bench = Bench(str(tiny_folder), "cpu", tmp_path, 2)
     monkeypatch.setattr(study, "SCHEMA", study.SCHEMA - 1)
     study.make(bench, job)
@@ -240,7 +310,11 @@ def test_a_true_scene_that_turns_with_its_prompt_is_seen_to_and_one_that_does_no
         assert turn_latent is not None
         turn = model.geometry.frames_for_latents(turn_latent)
         assert abs(turn / scenes.FPS - 6) < 0.5
-        measurement = Measurement(bench, job, model, frames, turn_latent)
+        assert bench.turning(job) == (
+            turn - 3 * 8,
+            turn + 2 * 8,
+        )  # three chunks in flight before it, two behind
+        measurement = Measurement(bench, job, model, frames)
         for attributes, first, last in ((case.attributes, 0, turn), (case.turn.attributes, turn, frames)):  # type: ignore[union-attr]
             shown = attributes if obeyed else case.attributes
             assert shown is not None
@@ -314,6 +388,7 @@ def test_every_plan_can_be_read(name: str) -> None:
             "only progressive follows",
         ),
         ("segment_seconds = 60\n[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['progressive']", "2 to 10"),
+        ("[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['rendered', 'rendered']", "names a method twice"),
         ("[[sets]", "wrong.toml"),
     ],
 )
@@ -371,15 +446,24 @@ def test_a_model_that_the_true_scenes_do_not_fit_is_evaluated_without_them(
         study.run(plan.only(("rendered",)), model=str(folder), output=tmp_path / "none", say=quiet)
 
 
-def test_a_variant_needs_a_method(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="no such method"):
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("magic", "no such method"), ("no-chunks", "no set of the plan has `variants = true`")],
+)
+def test_a_variant_needs_a_method_and_a_set(
+    tiny_folder: Path, tmp_path: Path, method: str, words: str
+) -> None:
+    with pytest.raises(EvaluationError, match=words):
         study.run(
-            TWO,
-            model=str(tiny_folder),
-            output=tmp_path,
-            variants={"magic": str(tiny_folder)},
-            say=quiet,
+            TWO, model=str(tiny_folder), output=tmp_path, variants={method: str(tiny_folder)}, say=quiet
         )
+
+
+def test_what_variants_are_compared_with_is_said(smoke: Any) -> None:
+    text = report.text(smoke, "")
+    assert "compared with the model's own weights, as there is no variant of the progressive sampler" in text
+    beside = smoke | {"variants": smoke["variants"] | {"progressive": "0"}}
+    assert "compared with `progressive (trained)`, trained as long" in report.text(beside, "")
 
 
 @pytest.fixture

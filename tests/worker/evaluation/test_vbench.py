@@ -16,6 +16,7 @@ from worker.evaluation.cases import EvaluationError
 from worker.evaluation.drift import temporal_flickering
 from worker.evaluation.study import Plan, VideoSet
 
+PLACE = "videos/60s/no-chunks/003"
 VBENCH = """
 import cv2, json, os
 import numpy as np
@@ -75,7 +76,7 @@ def clip(seconds: float = 5) -> NDArray[np.uint8]:
 
 
 def write(output: Path, suite: vbench.Suite, frames: NDArray[np.uint8]) -> list[Path]:
-    writer = vbench.ClipWriter(output, "videos/60s/no-chunks/003", 24, suite)
+    writer = vbench.ClipWriter(output, PLACE, 24, suite)
     for frame in frames:
         writer.take(frame)
     writer.close()
@@ -93,7 +94,7 @@ def test_vbench_scores_clips_of_two_seconds(tmp_path: Path) -> None:
     paths = write(tmp_path, "vbench", frames)
     assert [len(decoded(path)) for path in paths] == [48, 48, 24]
     assert [path.name for path in write(tmp_path, "vbench", frames)] == [path.name for path in paths]
-    scores = vbench.score(sys.executable, tmp_path, "vbench", ["temporal_flickering"])
+    scores = vbench.score(sys.executable, tmp_path, "vbench", [PLACE], ["temporal_flickering"])
     assert list(scores) == ["60 s, no-chunks"]
     ours = np.mean([temporal_flickering(frames[i : i + 48]) for i in (0, 48, 96)])
     # An MP4 holds color at half the resolution, which takes away some of its change.
@@ -106,7 +107,7 @@ def test_vbench_scores_clips_of_two_seconds(tmp_path: Path) -> None:
 def test_vbench_long_gets_whole_videos(tmp_path: Path) -> None:
     (path,) = write(tmp_path, "vbench-long", clip())
     assert len(decoded(path)) == 120
-    scores = vbench.score(sys.executable, tmp_path, "vbench-long")
+    scores = vbench.score(sys.executable, tmp_path, "vbench-long", [PLACE])
     assert set(scores["60 s, no-chunks"]) == set(vbench.DIMENSIONS)
 
 
@@ -114,9 +115,30 @@ def test_vbench_long_gets_whole_videos(tmp_path: Path) -> None:
 def test_what_vbench_says_when_it_fails_is_the_error(tmp_path: Path) -> None:
     write(tmp_path, "vbench", clip(2))
     with pytest.raises(EvaluationError, match="these need weights"):
-        vbench.score(sys.executable, tmp_path, "vbench")
+        vbench.score(sys.executable, tmp_path, "vbench", [PLACE])
     with pytest.raises(EvaluationError, match="No such file"):
-        vbench.score("/nowhere/python", tmp_path, "vbench")
+        vbench.score("/nowhere/python", tmp_path, "vbench", [PLACE])
+
+
+@pytest.mark.usefixtures("_stand_in")
+def test_videos_of_other_evaluations_are_not_judged(tmp_path: Path) -> None:
+    write(tmp_path, "vbench", clip(2))
+    other = vbench.ClipWriter(tmp_path, "videos/60s/graded/000", 24, "vbench")
+    for frame in clip(2):
+        other.take(frame)
+    scores = vbench.score(sys.executable, tmp_path, "vbench", [PLACE], ["temporal_flickering"])
+    assert list(scores) == ["60 s, no-chunks"]
+
+
+@pytest.mark.parametrize("suite", ["vbench", "vbench-long"])
+def test_a_suite_that_is_not_there_is_told_before_any_video_is_made(
+    suite: vbench.Suite, tiny_folder: Path, tmp_path: Path
+) -> None:
+    plan = Plan((VideoSet(2, 1, ("rendered",)),), segment_seconds=2)
+    for python, message in ((sys.executable, "has no package vbench"), ("/nowhere/python", "No such file")):
+        with pytest.raises(EvaluationError, match=message):
+            study.run(plan, model=str(tiny_folder), output=tmp_path / "out", suite=(suite, python))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("_stand_in")
@@ -133,6 +155,18 @@ def test_an_evaluation_keeps_the_scores(
         say=lambda line: None,
     )
     assert set(found["vbench"]) == {"2 s, rendered", "2 s, abrupt-ends"}
+    said: list[str] = []
+    study.run(plan, model=str(tiny_folder), output=tmp_path / "out", say=said.append)
+    assert said[0] == "3 videos, 3 of them made before"  # clips or not, the figures are the same
+    next(vbench.folder(tmp_path / "out", "vbench").glob("2s@rendered@*.mp4")).unlink()
+    study.run(
+        plan,
+        model=str(tiny_folder),
+        output=tmp_path / "out",
+        suite=("vbench", sys.executable),
+        say=said.append,
+    )
+    assert "3 videos, 2 of them made before" in said
     kept = json.loads((tmp_path / "out" / "results.json").read_text())["vbench"]
     assert kept == found["vbench"]
     ours = next(video["drift"]["flickering"] for video in found["videos"] if video["row"] == "rendered")
