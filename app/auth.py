@@ -159,6 +159,11 @@ def is_public(path: str) -> bool:
     return path in _PUBLIC or path.startswith(_PUBLIC_FILES)
 
 
+def is_playback(path: str) -> bool:
+    """Whether a signed URL may open an address."""
+    return _PLAYBACK.fullmatch(path) is not None
+
+
 def check_exposure(settings: Settings) -> None:
     """Raises ValueError when the settings open the service to others and let anybody in."""
     if settings.api_keys_file is not None:

@@ -734,8 +734,8 @@ class _Client:
 
         A lost answer may rotate once more; the last secret is the one that is returned.
         """
-        query = {"overlap_seconds": overlap_seconds}
-        return self._ask(WebhookSecret, "POST", "v1/webhook_secret/rotate", query=query)
+        body = {"overlap_seconds": overlap_seconds}
+        return self._ask(WebhookSecret, "POST", "v1/webhook_secret/rotate", body)
 
     # -- what operations are made of ------------------------------------------------------------------------
 
@@ -746,14 +746,12 @@ class _Client:
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
-        query: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> _Part[M]:
         """One request with a JSON body and its answer. What is None is left out."""
         send = _Send(
             method,
             path,
-            params=_given(query or {}, str),
             json=None if body is None else _given(body, lambda value: value),
             headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())} if method == "POST" else {},
         )

@@ -35,6 +35,9 @@ _VIEWING_SECONDS = 60
 # How long a secret from Redis is used without looking: replicas agree again this soon after Redis lost it.
 _SECRET_SECONDS = 30.0
 
+SIGNATURE_FIELDS = frozenset({"owner", "exp", "sig"})
+"""What a signed URL has in its query."""
+
 _END = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
