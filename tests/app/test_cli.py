@@ -632,15 +632,15 @@ def test_a_key_is_made_listed_and_revoked(keys_file: Path, capsys: pytest.Captur
     assert (key.name, key.max_running, key.seconds_per_day, key.max_queued) == ("studio", 2, 0, None)
     assert key.id in err
     assert token not in err
-    assert main(["keys", "create", "--name", "viewer", "--read-only", "--json"]) == 0
+    assert main(["keys", "create", "--name", "viewer", "--read-only", "--of", "studio", "--json"]) == 0
     viewer = json.loads(capsys.readouterr().out)
     assert Keyring(keys_file).find(viewer["key"]) is not None
-    assert viewer["read_only"] is True
+    assert (viewer["read_only"], viewer["of"]) == (True, key.id)
     assert main(["keys", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [[key.id, "studio"], [viewer["id"], "viewer"]]
     assert "max_running 2" in lines[0]
-    assert "read-only" in lines[1]
+    assert f"read-only of {key.id}" in lines[1]
     assert main(["keys", "revoke", key.id]) == 0
     assert Keyring(keys_file).find(token) is None
     capsys.readouterr()
@@ -659,6 +659,11 @@ def test_keys_without_a_file_or_an_id_are_one_line(
     capsys.readouterr()
     assert main(["keys", "revoke", "nobody"]) == 1
     assert "no API key with the id nobody" in complaint(capsys)
+    for half in (["--read-only"], ["--of", "x"]):
+        assert main(["keys", "create", "--name", "y", *half]) == 2
+        assert "--read-only and --of KEY go together" in complaint(capsys)
+    assert main(["keys", "create", "--name", "y", "--read-only", "--of", "nobody"]) == 1
+    assert complaint(capsys) == "there is no API key nobody"
     keys_file.write_text("{")
     assert main(["keys", "create", "--name", "x"]) == 1
     assert "is no file of API keys" in complaint(capsys)
