@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import APIError, from_redis, keys_unavailable, too_many, unauthorized
-from app.keys import KeyFile, Keyring, KeysError
+from app.keys import ApiKey, KeyFile, Keyring, KeysError
 from app.limits import UNLIMITED, Limits, RequestRate, limits_of
 from app.settings import Settings
 from app.signatures import InvalidSignature, Signature, SignatureExpired, Signer, parse_signature
@@ -39,7 +39,9 @@ _PLAYBACK = re.compile(
     re.ASCII,
 )
 
+# What a key may do that may only look. How webhooks are signed is for who makes videos.
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_VISIBLE = re.compile(r"/v1/(?:videos|models)(?:/.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ class Caller:
     """Who a request comes from, and what it may do."""
 
     owner: str
-    """Id of the API key, "" where keys are off: the owner of what is made, and of all that is seen."""
+    """Whose videos are made and seen: the id of an API key, "" where keys are off."""
+    key: str = ""
+    """Id of the API key that asks: the owner's, or one that may only look at what is the owner's."""
     limits: Limits = UNLIMITED
     signature: Signature | None = None
     """The signed URL that let the request in, where no key did."""
@@ -88,7 +92,7 @@ class Authenticate:
             except APIError as refusal:
                 await refusal.response()(scope, receive, send)
                 return
-            send = _guarded(send, self._keyring, caller.owner)
+            send = _guarded(send, self._keyring, caller.key)
         scope.setdefault("state", {})["caller"] = caller
         await self.app(scope, receive, send)
 
@@ -107,22 +111,25 @@ class Authenticate:
         key = keyring.find(token)
         if key is None:
             raise unauthorized("The API key is wrong, or it was revoked.", code="invalid_api_key")
-        caller = Caller(key.id, limits_of(key, self._settings))
+        caller = self._caller_with(key)
         await self._spend_request(caller)
-        if key.read_only and scope["method"] not in _READING:
+        if key.read_only and not (scope["method"] in _READING and _VISIBLE.fullmatch(scope["path"])):
             raise APIError(
                 403,
-                "This API key may look at videos, and not make or change any.",
+                "This API key may look at videos, and do nothing else.",
                 code="insufficient_scope",
                 type="permission_error",
             )
         return caller
 
+    def _caller_with(self, key: ApiKey, signature: Signature | None = None) -> Caller:
+        return Caller(key.of or key.id, key.id, limits_of(key, self._settings), signature)
+
     async def _spend_request(self, caller: Caller) -> None:
         per_minute = caller.limits.requests_per_minute
         if not per_minute:
             return
-        wait = await run_in_threadpool(self._rate.take, caller.owner, per_minute)
+        wait = await run_in_threadpool(self._rate.take, caller.key, per_minute)
         if wait > 0:
             raise too_many(
                 f"This API key may make {per_minute} requests a minute.",
@@ -151,12 +158,17 @@ class Authenticate:
             raise unauthorized(
                 "The signed URL has expired. The video's owner can get a new one.", code="signature_expired"
             ) from error
-        return Caller(key.id, limits_of(key, self._settings), signature)
+        return self._caller_with(key, signature)
 
 
 def is_public(path: str) -> bool:
     """Whether an address is open to everybody."""
     return path in _PUBLIC or path.startswith(_PUBLIC_FILES)
+
+
+def is_playback(path: str) -> bool:
+    """Whether a signed URL may open an address."""
+    return _PLAYBACK.fullmatch(path) is not None
 
 
 def check_exposure(settings: Settings) -> None:
@@ -189,7 +201,7 @@ def bearer_token(headers: Headers) -> str | None:
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
-def _guarded(send: Send, keyring: Keyring, owner: str) -> Send:
+def _guarded(send: Send, keyring: Keyring, key: str) -> Send:
     """Keeps an answer out of shared caches, and ends a long one when the key is revoked meanwhile."""
     announced = False
 
@@ -200,8 +212,8 @@ def _guarded(send: Send, keyring: Keyring, owner: str) -> Send:
             announced = "content-length" in headers
             if "public" in headers.get("cache-control", ""):
                 headers["cache-control"] = headers["cache-control"].replace("public", "private")
-        elif not _still_active(keyring, owner):
-            log.info("the key %s was revoked: an answer to it is cut off", owner)
+        elif not _still_active(keyring, key):
+            log.info("the key %s was revoked: an answer to it is cut off", key)
             if not announced:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             raise ClientDisconnect
@@ -210,8 +222,8 @@ def _guarded(send: Send, keyring: Keyring, owner: str) -> Send:
     return guarded
 
 
-def _still_active(keyring: Keyring, owner: str) -> bool:
+def _still_active(keyring: Keyring, key: str) -> bool:
     try:
-        return keyring.active(owner) is not None
+        return keyring.active(key) is not None
     except KeysError:
         return False

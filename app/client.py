@@ -15,10 +15,14 @@ these steps, one by blocking and one by awaiting. `_One` and `_Each` make a flow
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import math
 import os
 import random
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
@@ -70,6 +74,8 @@ M = TypeVar("M", bound=BaseModel)
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _PASSING_STATUSES = frozenset({408, 429, 502, 503, 504})
+_REFUSED = 429
+"""The one of them that tells that nothing was done; behind the others the request may have been carried out."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
@@ -91,7 +97,8 @@ class ServiceUnreachable(LongtakeError):
 class ServiceError(LongtakeError):
     """An answer other than success: its stable `code`, and `param`, the field at fault.
 
-    `repeated` tells that the request had been sent before, without an answer, and may have been carried out.
+    `repeated` tells that the request had been sent before, without an answer of the service, and may have been carried
+    out.
     """
 
     def __init__(
@@ -424,11 +431,13 @@ class _Client:
             timeout_seconds: longest silence on a connection; above the service's heartbeat of 15 s.
 
         Raises:
-            ValueError: `url` is no http or https URL.
+            ValueError: `url` is no http or https URL, or holds a password; `api_key` is not printable ASCII.
         """
-        parsed = httpx.URL(url)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ValueError(f"not an http:// or https:// URL: {url}")
+        parsed = _address(url)
+        # Files and variables often end with a line break.
+        api_key = (api_key or "").strip()
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise ValueError("an API key is printable ASCII, and this one is not")
         self.url = url.rstrip("/")
         self._patience_seconds = patience_seconds
         self._reconnect_seconds = reconnect_seconds
@@ -477,7 +486,7 @@ class _Client:
     ) -> _Part[VideoObject]:
         """`create`, then `wait`."""
         video = yield from self._create(prompt, idempotency_key, request)
-        return (yield from self._wait(video.id, timeout_seconds))
+        return (yield from self._wait(video.id, timeout_seconds, video))
 
     @_One
     def extend(
@@ -587,7 +596,8 @@ class _Client:
     def wait(self, video_id: str, *, timeout_seconds: float | None = None) -> _Part[VideoObject]:
         """Polls, as often as the service suggests, until the video is completed, failed or cancelled.
 
-        Look at `status` and `error` of what it returns. Raises `WaitTimeout` after `timeout_seconds`.
+        Look at `status` and `error` of what it returns. Raises `WaitTimeout` after `timeout_seconds`, or, if the
+        service has told nothing of the video by then, the reason for that.
         """
         return self._wait(video_id, timeout_seconds)
 
@@ -649,25 +659,29 @@ class _Client:
         """Writes the finished file to `path`, which appears complete or not at all.
 
         A lost connection is continued where it broke; so is an earlier call that was interrupted. With `so_far` it is
-        the part of the video that is made by now. Raises `NotReady`.
+        the part of the video that is made by now. A link is followed; a pipe or a device is written to once all has
+        arrived. Raises `NotReady`.
         """
-        target = Path(path)
+        target, content = Path(path), _content(video_id, variant, so_far)
+        if target.exists() and not target.is_file():
+            with tempfile.TemporaryFile() as spool:
+                yield from self._fetch(*content, spool)
+                yield _Block(partial(_pour, spool, target))
+            return target
+        place = target.resolve()
         # What arrives is kept beside the target, and continued by the next call. A part that is still growing is not:
         # the rest of it would be that of another file.
-        part = target.with_name(f".{target.name}.{video_id}.{variant}{'.so-far' if so_far else ''}.part")
-
-        def install() -> None:
-            sink.flush()
-            os.fsync(sink.fileno())
-            sink.close()
-            part.replace(target)
-
-        with part.open("wb" if so_far else "ab") as sink:
+        name = f".{quote(video_id, safe='')}.{variant}{'.so-far' if so_far else ''}"
+        part, sink = _open_part(place.parent, name)
+        kept = not so_far and part.name == f"{name}.part"
+        with sink:
             try:
-                yield from self._fetch(*_content(video_id, variant, so_far), sink)
-                yield _Block(install)
+                if so_far:
+                    _restart(sink)
+                yield from self._fetch(*content, sink)
+                yield _Block(partial(_install, sink, part, place))
             finally:
-                if part.exists() and (so_far or not part.stat().st_size):
+                if _is_at(part, sink) and not (kept and sink.tell()):
                     part.unlink()
         return target
 
@@ -720,8 +734,8 @@ class _Client:
 
         A lost answer may rotate once more; the last secret is the one that is returned.
         """
-        query = {"overlap_seconds": overlap_seconds}
-        return self._ask(WebhookSecret, "POST", "v1/webhook_secret/rotate", query=query)
+        body = {"overlap_seconds": overlap_seconds}
+        return self._ask(WebhookSecret, "POST", "v1/webhook_secret/rotate", body)
 
     # -- what operations are made of ------------------------------------------------------------------------
 
@@ -732,14 +746,12 @@ class _Client:
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
-        query: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> _Part[M]:
         """One request with a JSON body and its answer. What is None is left out."""
         send = _Send(
             method,
             path,
-            params=_given(query or {}, str),
             json=None if body is None else _given(body, lambda value: value),
             headers={"Idempotency-Key": idempotency_key or str(uuid.uuid4())} if method == "POST" else {},
         )
@@ -787,16 +799,27 @@ class _Client:
                 return last
             params = {**params, "after": str(last)}
 
-    def _wait(self, video_id: str, timeout_seconds: float | None) -> _Part[VideoObject]:
+    def _wait(
+        self, video_id: str, timeout_seconds: float | None, video: VideoObject | None = None
+    ) -> _Part[VideoObject]:
+        """`video` is its latest known state."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         patience = self._patience_seconds
         while True:
-            answer = yield from self._send(_Send("GET", _video(video_id)), patience)
-            patience = self._reconnect_seconds
-            video = _parse(VideoObject, _told(answer))
-            if video.status.terminal:
-                return video
-            pause = float(answer.response.headers.get("openai-poll-after-ms", 1000)) / 1000
+            left = math.inf if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                answer = yield from self._send(_Send("GET", _video(video_id)), min(patience, left))
+            except (ServiceUnreachable, ServiceError) as error:
+                passing = isinstance(error, ServiceUnreachable) or error.status in _PASSING_STATUSES
+                if video is None or not passing or left > patience:
+                    raise
+                pause = left
+            else:
+                patience = self._reconnect_seconds
+                video = _parse(VideoObject, _told(answer))
+                if video.status.terminal:
+                    return video
+                pause = float(answer.response.headers.get("openai-poll-after-ms", 1000)) / 1000
             if deadline is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -845,7 +868,7 @@ class _Client:
     def _fetch(self, path: str, params: Mapping[str, str], sink: BinaryIO) -> _Part[None]:
         """Reads an object into `sink` from the sink's end on, over as many connections as it takes."""
         etag: str | None = None
-        failures = 0
+        failures = furthest = 0
         patience = self._patience_seconds
         while True:
             have = sink.tell()
@@ -870,16 +893,19 @@ class _Client:
                     yield _Close(body)
                     continue
             etag = body.response.headers.get("ETag")
+            lost: httpx.RequestError | None = None
             try:
                 while data := (yield _Read(body)):
                     yield _Block(partial(sink.write, data))
-                    failures = 0
+                    if sink.tell() > furthest:
+                        failures, furthest = 0, sink.tell()
             except httpx.RequestError as error:
-                if failures > 5:
-                    raise self._unreachable(error) from error
+                lost = error
             yield _Close(body)
-            if total is None or sink.tell() >= total:
+            if sink.tell() == total or (total is None and lost is None):
                 return
+            if failures > 5:
+                raise ServiceUnreachable(f"{self.url} ends every download too early") from lost
             yield _Pause(_pause_seconds(failures))
             failures += 1
 
@@ -901,12 +927,15 @@ class _Client:
             except httpx.RequestError as error:
                 failure, lost = self._unreachable(error), True
             else:
+                if body.response.request.method != send.method:
+                    raise self._moved(body.response, send)
                 if not body.response.is_error:
                     return body
                 problem = _problem(body.response)
                 problem.repeated = lost
                 if problem.status not in _PASSING_STATUSES:
                     raise problem
+                lost = lost or problem.status != _REFUSED
                 pause = max(pause, problem.retry_after_seconds or 0.0)
                 failure = problem
             if time.monotonic() + pause > deadline:
@@ -916,6 +945,14 @@ class _Client:
 
     def _unreachable(self, error: httpx.RequestError) -> ServiceUnreachable:
         return ServiceUnreachable(f"no answer from {self.url}: {_words(error)}")
+
+    def _moved(self, response: httpx.Response, send: _Send) -> ServiceError:
+        """What a redirect makes a GET of has not been asked for."""
+        there = str(response.url.copy_with(query=None)).removesuffix(f"/{send.path}")
+        return ServiceError(
+            f"{self.url} redirects to {there}, which is the address to use",
+            status=response.history[0].status_code,
+        )
 
 
 class LongtakeClient(_Client):
@@ -1065,6 +1102,19 @@ class AsyncLongtakeClient(_Client):
                 return await asyncio.to_thread(call)
 
 
+def _address(url: str) -> httpx.URL:
+    """The URL of a service. Raises ValueError for what is none; without the URL where that may hold a password."""
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError):
+        raise ValueError("not an http:// or https:// URL") from None
+    if parsed.userinfo:
+        raise ValueError("the URL of a service takes no user name and no password")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"not an http:// or https:// URL: {url}")
+    return parsed
+
+
 def _video(video_id: str) -> str:
     return f"v1/videos/{quote(video_id, safe='')}"
 
@@ -1133,6 +1183,42 @@ def _extent(response: httpx.Response) -> tuple[int, int | None]:
         return (int(match[1]), int(match[2])) if match else (-1, None)
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
+
+
+def _open_part(folder: Path, name: str) -> tuple[Path, BinaryIO]:
+    """A file for what arrives, and where it is: `name`.part, or a new one if somebody writes to that already."""
+    part = folder / f"{name}.part"
+    sink = part.open("ab")
+    try:
+        fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who had it until now has made it the finished file, or removed it.
+        mine = _is_at(part, sink)
+    except OSError:  # it is taken, or this file system knows no locks
+        mine = False
+    if mine:
+        return part, sink
+    sink.close()
+    private = folder / f"{name}.{uuid.uuid4().hex}.part"
+    return private, private.open("xb")
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _install(sink: BinaryIO, part: Path, place: Path) -> None:
+    sink.flush()
+    os.fsync(sink.fileno())
+    part.replace(place)
+
+
+def _pour(source: BinaryIO, target: Path) -> None:
+    source.seek(0)
+    with target.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
 
 
 def _restart(sink: BinaryIO) -> None:

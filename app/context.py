@@ -208,8 +208,11 @@ class Context:
         return chunk_object(video.id, chunk, video.spec.fps, self.origin, query=self.playback_query(video.id))
 
     def playback_query(self, video_id: str) -> str:
-        """The query that opens the playback addresses of the caller's video to those without a key; "" if all may."""
-        return "" if self.keyring is None else self.signer.sign(video_id, self.owner).query
+        """The query that opens the playback addresses of the caller's video to those without a key; "" if all may.
+
+        It is signed for the key that asks, and ends with that one.
+        """
+        return "" if self.keyring is None else self.signer.sign(video_id, self.caller.key).query
 
     def playlist_query(self, video: Video) -> str:
         """The query of the segments in a playlist that the caller reads.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -87,16 +87,19 @@ def nested(fields: Iterable[tuple[str, str | FilePart]]) -> dict[str, Any]:
     return root
 
 
-def json_value(text: str) -> Any:
-    """Parses JSON strictly: no NaN or Infinity, no member given twice. Raises ValueError."""
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_once_each)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def json_value(text: str, *, constant: Callable[[str], Any] = _refuse_constant) -> Any:
+    """Parses JSON strictly: no NaN or Infinity, unless `constant` takes them, no member given twice.
+
+    Raises ValueError.
+    """
+    try:
+        return json.loads(text, parse_constant=constant, object_pairs_hook=_once_each)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def _from_json(body: bytes) -> dict[str, Any]:
 def _from_urlencoded(body: bytes) -> list[tuple[str, str]]:
     try:
         return parse_qsl(
-            body.decode("ascii"),
+            body.decode(),
             keep_blank_values=True,
             strict_parsing=bool(body),
             errors="strict",

@@ -2,7 +2,7 @@
 
 A key is `lt_<id>_<secret>`, the secret being 256 random bits: so one SHA-256 is hash enough, there is nothing to guess.
 The id names the key in lists and logs, and is the owner of what the key makes. A revoked key stays in the file, so its
-id is never given to anybody else.
+id is never given to anybody else. A key that may only look sees what another one makes, for as long as both are good.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -51,6 +51,11 @@ class ApiKey(BaseModel):
     created_at: int
     revoked_at: int | None = None
     read_only: bool = False
+    of: str | None = Field(
+        None,
+        pattern=_ID_PATTERN,
+        description="Key whose videos one that may only look sees; None: it sees none.",
+    )
     max_queued: int | None = Field(None, ge=0)
     max_running: int | None = Field(None, ge=0)
     seconds_per_day: float | None = Field(None, ge=0)
@@ -97,7 +102,7 @@ class KeyFile:
         self,
         name: str,
         *,
-        read_only: bool = False,
+        of: str | None = None,
         max_queued: int | None = None,
         max_running: int | None = None,
         seconds_per_day: float | None = None,
@@ -105,9 +110,11 @@ class KeyFile:
     ) -> tuple[ApiKey, str]:
         """Adds a key, and the file when there is none. Returns the key's entry and the key, which nothing keeps.
 
-        Raises `KeysError`.
+        With `of`, the id or the name of a key, it may look at what that one makes, and do nothing else.
+        Raises `KeysError`, `UnknownKey` among them.
         """
         with self._changing() as keys:
+            watched = None if of is None else _making(keys, of).id
             known = {key.id for key in keys}
             while (key_id := secrets.token_hex(6)) in known:
                 pass
@@ -117,7 +124,8 @@ class KeyFile:
                 name=name,
                 sha256=_hash(token),
                 created_at=int(time.time()),
-                read_only=read_only,
+                read_only=watched is not None,
+                of=watched,
                 max_queued=max_queued,
                 max_running=max_running,
                 seconds_per_day=seconds_per_day,
@@ -192,6 +200,21 @@ class KeyFile:
             raise KeysError(f"cannot write API keys to {self.path}: {error.strerror}") from error
 
 
+def _making(keys: Sequence[ApiKey], named: str) -> ApiKey:
+    """The key with this id or name that can make videos now. Raises `KeysError`."""
+    found = [key for key in keys if named in (key.id, key.name)]
+    able = [key for key in found if key.revoked_at is None and not key.read_only]
+    if not found:
+        raise UnknownKey(f"there is no API key {redact(named)}")
+    if not able:
+        raise KeysError(
+            f"the API key {redact(named)} makes no videos: it is revoked, or may only look itself"
+        )
+    if len(able) > 1:
+        raise KeysError(f"there are {len(able)} API keys {redact(named)}: name one by its id")
+    return able[0]
+
+
 class Keyring:
     """The keys that open this service now. Safe to share between threads.
 
@@ -213,12 +236,13 @@ class Keyring:
         key = keys.get(match[1]) if match else None
         # Compared even when there is nothing to compare with: how long it takes tells nothing.
         same = hmac.compare_digest(_hash(token), key.sha256 if key else "0" * 64)
-        return key if key is not None and same and key.revoked_at is None else None
+        return key if key is not None and same and _opens(key, keys) else None
 
     def active(self, key_id: str) -> ApiKey | None:
-        """The key with this id unless it is revoked. Raises `KeysError`."""
-        key = self._current().get(key_id)
-        return key if key is not None and key.revoked_at is None else None
+        """The key with this id unless it is revoked, or the one is that it looks at. Raises `KeysError`."""
+        keys = self._current()
+        key = keys.get(key_id)
+        return key if key is not None and _opens(key, keys) else None
 
     def all(self) -> list[ApiKey]:
         """Every key, the revoked ones too: their videos may still be running. Raises `KeysError`."""
@@ -255,6 +279,13 @@ class Keyring:
         elif problem is None:
             log.info("%d API keys", sum(key.revoked_at is None for key in self._keys.values()))
         self._problem = problem
+
+
+def _opens(key: ApiKey, keys: Mapping[str, ApiKey]) -> bool:
+    if key.revoked_at is not None or key.of is None:
+        return key.revoked_at is None
+    watched = keys.get(key.of)
+    return watched is not None and watched.revoked_at is None
 
 
 def _hash(token: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import anyio.to_thread
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from redis.exceptions import RedisError
@@ -30,7 +30,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
-from app.auth import Authenticate, check_exposure, is_public
+from app.auth import Authenticate, check_exposure, is_playback, is_public
 from app.context import Context
 from app.errors import (
     APIError,
@@ -40,6 +40,7 @@ from app.errors import (
     from_storage,
     from_validation,
     not_found,
+    unknown_parameter,
 )
 from app.jobs.migrations import RecordError
 from app.logs import configure_logging
@@ -47,8 +48,9 @@ from app.middleware import BodyLimit, CrossSiteGuard, HostGuard, RequestLog, own
 from app.routes import chunks, control, derived, events, operations, page, reference, videos, webhooks
 from app.routes.documentation import errors
 from app.routes.examples import EXAMPLES
-from app.schemas import CreateVideo, ExtendVideo, RemixVideo, SteerVideo, UpdateVideo
+from app.schemas import CreateVideo, ExtendVideo, RemixVideo, RotateSecret, SteerVideo, UpdateVideo
 from app.settings import Settings
+from app.signatures import SIGNATURE_FIELDS
 from app.storage import StorageError
 from app.upkeep import Upkeep
 from app.webhooks import WebhookSender
@@ -110,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
         webhooks=webhooks.sent,
         middleware=_middleware(settings, context),
         redirect_slashes=False,
+        dependencies=[Depends(_only_known_parameters)],
         docs_url=None,
         redoc_url=None,
     )
@@ -309,6 +312,19 @@ def _max_body_bytes(settings: Settings, path: str, media_type: str) -> int:
     return largest + settings.max_upload_bytes if media_type == "multipart/form-data" else largest
 
 
+async def _only_known_parameters(request: Request) -> None:
+    """Raises `APIError` 400 for a query parameter of the API that does nothing there."""
+    path = request.scope["path"]
+    if not path.startswith("/v1/"):
+        return
+    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    if is_playback(path):
+        known |= SIGNATURE_FIELDS
+    for name in request.query_params:
+        if name not in known:
+            raise unknown_parameter(name)
+
+
 def _handle_errors(app: FastAPI) -> None:
     async def known(_request: Request, error: APIError) -> Response:
         return error.response()
@@ -390,7 +406,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 content = operation["responses"].get("422", {}).get("content", {})
                 if "HTTPValidationError" in json.dumps(content):
                     del operation["responses"]["422"]
-        for body in (CreateVideo, ExtendVideo, RemixVideo, UpdateVideo, SteerVideo):
+        for body in (CreateVideo, ExtendVideo, RemixVideo, UpdateVideo, SteerVideo, RotateSecret):
             schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= schema.pop("$defs", {})
             schemas[body.__name__] = schema
@@ -405,7 +421,7 @@ def _described_refusals() -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorObject"}}}
     return {
         str(status): {"description": answer["description"], "content": content}
-        for status, answer in errors(401, 403, 421, 429, 503).items()
+        for status, answer in errors(400, 401, 403, 421, 429, 503).items()
     }
 
 

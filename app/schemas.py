@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -18,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from app.forms import FilePart
+from app.forms import FilePart, json_value
 from app.jobs.deliveries import DeliveryRecord, Outcome, Secret
 from app.jobs.estimate import Place
 from app.jobs.job import (
@@ -96,9 +95,9 @@ def _json_in_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value, parse_constant=lambda name: math.inf)
-    except (ValueError, RecursionError):
-        raise _wrong("it is not JSON") from None
+        return json_value(value, constant=lambda _: math.inf)
+    except ValueError as error:
+        raise _wrong(f"it is not JSON: {error}") from None
 
 
 def _source(value: Any) -> Any:
@@ -287,6 +286,19 @@ class SteerVideo(_Request):
     text: Words = Field(description="What to show from then on.")
     at: Number | None = Field(
         None, ge=0, description="Second of the video from which on; default: as soon as possible."
+    )
+
+
+class RotateSecret(_Request):
+    """What POST /v1/webhook_secret/rotate takes; its body may be left out."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"overlap_seconds": 0}]})
+
+    overlap_seconds: Whole | None = Field(
+        None,
+        ge=0,
+        le=30 * 86400,
+        description="How long the old secret signs beside the new one; 0 if it has leaked.",
     )
 
 

@@ -2,9 +2,10 @@
 
     /v1/videos/{id}/stream.m3u8?owner=…&exp=…&sig=…
 
-The signature (HMAC-SHA256) is over the video's id, its owner and the time it ends. It opens the playback addresses of
-that one video to GET and HEAD, and is refused once the owner's key is revoked. All addresses of a video take the same
-query. URLs change only every quarter of their life, so that players and caches see the same ones for a while.
+The signature (HMAC-SHA256) is over the video's id, the key it was made for (`owner`: the video's owner, or a key that
+may look at its videos) and the time it ends. It opens the playback addresses of that one video to GET and HEAD, and is
+refused once that key is revoked. All addresses of a video take the same query. URLs change only every quarter of their
+life, so that players and caches see the same ones for a while.
 
 | key                   | type   | holds                                                                         |
 |-----------------------|--------|-------------------------------------------------------------------------------|
@@ -34,6 +35,9 @@ _VIEWING_SECONDS = 60
 
 # How long a secret from Redis is used without looking: replicas agree again this soon after Redis lost it.
 _SECRET_SECONDS = 30.0
+
+SIGNATURE_FIELDS = frozenset({"owner", "exp", "sig"})
+"""What a signed URL has in its query."""
 
 _END = re.compile(r"[0-9]{1,12}", re.ASCII)
 

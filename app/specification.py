@@ -94,7 +94,7 @@ def specify_extension(
     spec, begins = source.spec, source.state.frames_ready / source.spec.fps
     card = _model(spec.model, cards, settings)
     _size(spec.size, card)
-    seconds = check_seconds(request.seconds, spec.fps, settings)
+    seconds = check_seconds(request.seconds, spec.fps, settings, most=longest(source, settings))
     frames = frames_of(seconds, spec.fps)
     if frames is not None and frames <= source.state.frames_ready:
         raise invalid(
@@ -123,14 +123,18 @@ def specify_extension(
 
 
 def specify_remix(
-    source: VideoSpec, request: RemixVideo, cards: Mapping[str, ModelCard], settings: Settings
+    video: Video, request: RemixVideo, cards: Mapping[str, ModelCard], settings: Settings
 ) -> VideoSpec:
-    """The video with the seed, settings and reference of another, and a prompt of its own.
+    """The video with the seed, settings, length and reference of another, and a prompt of its own.
 
     Raises `APIError`: 400 for what cannot be made, 503 while no worker has registered a model.
     """
+    source = video.spec
     card = _model(source.model, cards, settings)
     _size(source.size, card)
+    # It is made afresh, so the source's length has to be one that may be asked for now.
+    length = ENDLESS if video.seconds is None else video.seconds
+    seconds = check_seconds(length, source.fps, settings, param="video_id")
     check_text(request.prompt, settings, "prompt")
     now = time.time()
     spec = source.model_copy(
@@ -138,6 +142,8 @@ def specify_remix(
             "id": new_video_id(now),
             "created_at": now,
             "prompts": (TimedPrompt(at=0, text=request.prompt),),
+            "seconds": seconds,
+            "frames": frames_of(seconds, source.fps),
             "priority": request.priority or source.priority,
             "metadata": check_metadata(request.metadata or {}, settings),
             **_webhook(request, settings, source),
@@ -183,24 +189,36 @@ def _model(name: str | None, cards: Mapping[str, ModelCard], settings: Settings)
     return cards[name]
 
 
+def longest(video: Video, settings: Settings) -> float:
+    """Seconds that a video may be given: an endless one may have become longer than what can be asked for at once."""
+    if video.spec.seconds is None or video.state.frames_ready > settings.max_seconds * video.spec.fps:
+        return max(settings.max_seconds, settings.max_endless_seconds)
+    return settings.max_seconds
+
+
 def check_seconds(
-    seconds: float | str, fps: int, settings: Settings, *, most: float | None = None
+    seconds: float | str,
+    fps: int,
+    settings: Settings,
+    *,
+    most: float | None = None,
+    param: str = "seconds",
 ) -> float | None:
     """A length that a video may have, up to `most` seconds or the server's limit; None: endless.
 
-    Raises `APIError` 400.
+    Raises `APIError` 400, which names `param`.
     """
     if seconds == ENDLESS:
         if not settings.max_endless_seconds:
-            raise invalid("This server makes no endless videos.", param="seconds")
+            raise invalid("This server makes no endless videos.", param=param)
         return None
     low, high = settings.min_seconds, settings.max_seconds if most is None else most
     if not low <= (seconds := float(seconds)) <= high:
         raise invalid(
-            f"seconds must be between {format_seconds(low)} and {format_seconds(high)}.", param="seconds"
+            f"A video may have {format_seconds(low)} to {format_seconds(high)} seconds.", param=param
         )
     if not frames_of(seconds, fps):
-        raise invalid(f"seconds is less than one frame at {fps} frames per second.", param="seconds")
+        raise invalid(f"A video has at least one frame, at {fps} frames per second.", param=param)
     return seconds
 
 

@@ -13,7 +13,7 @@ from app.jobs.estimate import chunks_needed, forwards_needed
 from app.jobs.job import ModelCard, PendingPrompt, Status, Video, VideoSpec
 from app.schemas import SteerVideo, UpdateVideo, format_seconds
 from app.settings import Settings
-from app.specification import check_at, check_metadata, check_seconds, check_text, frames_of
+from app.specification import check_at, check_metadata, check_seconds, check_text, frames_of, longest
 
 
 def finish(video: Video) -> Video:
@@ -37,9 +37,7 @@ def update(video: Video, asked: UpdateVideo, settings: Settings, card: ModelCard
         changes["metadata"] = check_metadata(asked.metadata, settings)
     if asked.seconds is not None:
         spec = video.spec
-        # An endless video may have become longer than what can be asked for at once.
-        most = max(settings.max_seconds, settings.max_endless_seconds) if spec.frames is None else None
-        seconds = check_seconds(asked.seconds, spec.fps, settings, most=most)
+        seconds = check_seconds(asked.seconds, spec.fps, settings, most=longest(video, settings))
         frames = frames_of(seconds, spec.fps)
         if (frames, seconds) != (spec.frames, spec.seconds):
             _open(video)

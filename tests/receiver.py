@@ -1,4 +1,4 @@
-"""A web server on loopback that takes webhooks, and answers as a test wants it to."""
+"""A web server on loopback that takes webhooks or other requests, and answers as a test wants it to."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 class Call:
     """One request that a receiver got."""
 
+    method: str
     path: str
     headers: dict[str, str]
     body: bytes
@@ -30,15 +31,16 @@ class Call:
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
-def status(code: int, **headers: str) -> Answer:
+def status(code: int, body: bytes = b"", **headers: str) -> Answer:
     """Answers with a status."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(code)
         for name, value in headers.items():
             request.send_header(name.replace("_", "-"), value)
-        request.send_header("Content-Length", "0")
+        request.send_header("Content-Length", str(len(body)))
         request.end_headers()
+        request.wfile.write(body)
 
     return answer
 
@@ -79,8 +81,12 @@ class Receiver:
     port: int = 0
 
     @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/hook?token=t0ken"
+        return f"{self.origin}/hook?token=t0ken"
 
     @property
     def types(self) -> list[str]:
@@ -91,9 +97,9 @@ class Receiver:
         return [call.headers["webhook-id"] for call in self.calls]
 
     def take(self, request: BaseHTTPRequestHandler) -> None:
-        body = request.rfile.read(int(request.headers["Content-Length"]))
+        body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.calls.append(Call(request.path, headers, body, time.monotonic()))
+        self.calls.append(Call(request.command, request.path, headers, body, time.monotonic()))
         (self.answers.pop(0) if self.answers else status(204))(request)
 
 
@@ -105,6 +111,8 @@ def receiving(*answers: Answer) -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             receiver.take(self)
+
+        do_GET = do_POST  # noqa: N815 - names that the library calls
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -7,6 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TextIO
 
 from pydantic import ValidationError
 from pydantic_settings.exceptions import SettingsError
@@ -26,13 +28,31 @@ _TOPICS = (generate, videos, services, webhooks, keys, evaluate)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 (failed), 2 (asked wrongly), 130 (interrupted)."""
+    try:
+        return _told(arguments)
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            _let_go(stream)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     commands = Commands()
     for topic in _TOPICS:
         topic.add(commands)
-    options = commands.parser.parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
     try:
+        options = commands.parser.parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
+    finally:
+        # What is still in the buffer would fail at the interpreter's exit, where nobody can tell of it.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _told(arguments: Sequence[str] | None) -> int:
+    """The exit code, after a line on stderr for what went wrong."""
+    try:
+        return _run(arguments)
     except CommandError as error:
         return _complain(str(error), error.code)
     except NotAuthorized as error:
@@ -49,9 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output has gone; nothing more can be said, not even at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # whoever read our output has gone
     except OSError as error:
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except Exception as error:  # noqa: BLE001 - the last resort: a person gets a line, not a stack
@@ -62,8 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"longtake: {' '.join(redact(message).split())}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"longtake: {' '.join(redact(message).split())}", file=sys.stderr)
     return code
+
+
+def _let_go(stream: TextIO) -> None:
+    """What a stream could not be rid of must not fail once more, and unseen, when the interpreter ends."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _settings_problem(error: ValidationError) -> str:

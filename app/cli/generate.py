@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from app.cli.grammar import (
     scale,
     second,
     service_flags,
+    text,
+    video_id,
+    writable,
 )
 from app.cli.own_service import OwnService
-from app.client import LongtakeClient, LongtakeError
+from app.client import Conflict, LongtakeClient, LongtakeError
 from app.jobs.job import Status
 from app.progress import Progress, ProgressDisplay, clock
 from app.schemas import ENDLESS, VideoObject
@@ -60,18 +63,23 @@ def add(commands: Commands) -> None:
         "--no-wait it is only asked for: its id is printed, for `longtake watch` and the like.",
         'longtake generate "a red ball bouncing off the walls" --seconds 60 -o ball.mp4',
     )
-    generate.add_argument("prompt", metavar="PROMPT", help="what the video shows")
+    generate.add_argument("prompt", type=text, metavar="PROMPT", help="what the video shows")
     generate.add_argument(
         "--prompt-at",
         action="append",
         nargs=2,
+        type=text,
         metavar=("SECOND", "TEXT"),
         help="what it shows from that second on; may be given several times",
     )
     generate.add_argument("--seconds", type=length, help="length of the video, or `endless` (default 60)")
-    generate.add_argument("--size", metavar="WxH", help="width and height in pixels (default: the model's)")
+    generate.add_argument(
+        "--size", type=text, metavar="WxH", help="width and height in pixels (default: the model's)"
+    )
     generate.add_argument("--seed", type=int, help="the same seed and prompt make the same video")
-    generate.add_argument("--negative-prompt", metavar="TEXT", help="what the video shall not show")
+    generate.add_argument(
+        "--negative-prompt", type=text, metavar="TEXT", help="what the video shall not show"
+    )
     generate.add_argument(
         "--steps",
         dest="num_inference_steps",
@@ -98,7 +106,10 @@ def add(commands: Commands) -> None:
         help="a label of your own; may be given several times",
     )
     generate.add_argument(
-        "--webhook-url", metavar="URL", help="web address that is told when the video ends; needs --url"
+        "--webhook-url",
+        type=text,
+        metavar="URL",
+        help="web address that is told when the video ends; needs --url",
     )
     outcome = generate.add_mutually_exclusive_group()
     outcome.add_argument(
@@ -123,7 +134,7 @@ def add(commands: Commands) -> None:
         "\nCtrl-C stops the watching, not the video.",
         "longtake watch video_0199… --url http://127.0.0.1:8000 -o ball.mp4",
     )
-    watch.add_argument("video_id", metavar="ID", help="id of the video")
+    watch.add_argument("video_id", type=video_id, metavar="ID", help="id of the video")
     watch.add_argument("-o", "--output", type=Path, help="write the finished video to this file")
     service_flags(watch)
 
@@ -132,13 +143,13 @@ def _generate(options: argparse.Namespace) -> int:
     lasting = "--no-wait" if options.no_wait else "--webhook-url" if options.webhook_url else ""
     if lasting and not options.url:
         raise CommandError(f"{lasting} needs --url: a service for this call ends too soon", BAD_USAGE)
+    display = ProgressDisplay(sys.stderr)
     if options.no_wait:
         with client_of(options) as client:
-            print(client.create(options.prompt, **_request(options)).id)
+            print(_ask(options, client, _request(options), display).id)
         return 0
-    output = _writable(options.output)
+    output = writable(options.output)
     request = _request(options)
-    display = ProgressDisplay(sys.stderr)
     with ExitStack() as stack:
         stack.enter_context(_terminated_like_interrupted())
         service: OwnService | None = None
@@ -150,12 +161,12 @@ def _generate(options: argparse.Namespace) -> int:
             url = service.url
         client = stack.enter_context(client_of(options, url))
         began = time.monotonic()
-        video = client.create(options.prompt, **request)
-        display.say(f"{video.id}: watch it at {url}/ while it is made")
+        video = _ask(options, client, request, display)
         try:
-            with _cancelling(client, video, display):
+            with _cancelling(options, url, lambda _: video, display):
+                display.say(f"{video.id}: watch it at {url}/ while it is made")
                 video = _follow_to_its_end(client, video, display)
-                _deliver(client, video, output)
+            _deliver(client, video, output)
         except (LongtakeError, CommandError, OSError) as error:
             if service is not None:
                 service.explain(error)
@@ -169,7 +180,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    output = None if options.output is None else _writable(options.output)
+    output = None if options.output is None else writable(options.output)
     with client_of(options) as client:
         video = _follow(client, client.retrieve(options.video_id), ProgressDisplay(sys.stderr))
         _deliver(client, video, output)
@@ -188,7 +199,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     if options.input is not None:
         if not options.input.is_file():
             raise CommandError(f"--input: there is no file {options.input}", BAD_USAGE)
-        request["input_reference"] = options.input
+        request["input_reference"] = options.input.read_bytes()
     if options.prompt_at:
         try:
             request["prompts"] = [{"at": second(at), "text": text} for at, text in options.prompt_at]
@@ -197,15 +208,34 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     return request
 
 
+def _ask(
+    options: argparse.Namespace, client: LongtakeClient, request: dict[str, Any], display: ProgressDisplay
+) -> VideoObject:
+    """Asks for the video; interrupted meanwhile, cancels what may have come of it."""
+    key = str(uuid.uuid4())  # asked again with it, the service names the video that it has made already
+
+    def ask(asked: LongtakeClient) -> VideoObject:
+        return asked.create(options.prompt, idempotency_key=key, **request)
+
+    with _cancelling(options, client.url, ask, display):
+        return ask(client)
+
+
 def _follow_to_its_end(client: LongtakeClient, video: VideoObject, display: ProgressDisplay) -> VideoObject:
-    """Follows the video. The first interruption of an endless one only ends it."""
+    """Follows the video. The first interruption of an endless one that has begun only ends it."""
     try:
         return _follow(client, video, display)
     except KeyboardInterrupt:
         if video.seconds != ENDLESS:
             raise
+        try:
+            video = client.finish(video.id)
+        except Conflict as error:
+            if error.code == "video_not_started":
+                raise KeyboardInterrupt from error
+            raise
         display.say(f"finishing {video.id} …")
-        return _follow(client, client.finish(video.id), display)
+        return _follow(client, video, display)
 
 
 def _follow(client: LongtakeClient, video: VideoObject, display: ProgressDisplay) -> VideoObject:
@@ -230,16 +260,24 @@ def _deliver(client: LongtakeClient, video: VideoObject, output: Path | None) ->
 
 
 @contextmanager
-def _cancelling(client: LongtakeClient, video: VideoObject, display: ProgressDisplay) -> Iterator[None]:
-    """Cancels the video when the user interrupts."""
+def _cancelling(
+    options: argparse.Namespace,
+    url: str,
+    find: Callable[[LongtakeClient], VideoObject],
+    display: ProgressDisplay,
+) -> Iterator[None]:
+    """Cancels the video when the user interrupts, or when nobody can see any more what the display shows."""
     try:
         yield
-    except KeyboardInterrupt:
-        display.say(f"cancelling {video.id} …")
-        with suppress(LongtakeError):
+    except (KeyboardInterrupt, OSError) as reason:
+        hasty = client_of(options, url, timeout_seconds=_CANCEL_SECONDS)
+        with suppress(LongtakeError), hasty as client:
+            video = find(client)
+            with suppress(OSError):
+                display.say(f"cancelling {video.id} …")
             client.cancel(video.id)
             client.wait(video.id, timeout_seconds=_CANCEL_SECONDS)
-        raise
+        raise KeyboardInterrupt from reason
 
 
 @contextmanager
@@ -252,16 +290,3 @@ def _terminated_like_interrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _writable(path: Path) -> Path:
-    """The path, if a file can be written there: better to know before an hour's work."""
-    if path.is_dir():
-        raise CommandError(f"{path} is a folder; -o names the file to write", BAD_USAGE)
-    if not path.parent.is_dir():
-        raise CommandError(f"there is no folder {path.parent} to write {path.name} to", BAD_USAGE)
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise CommandError(f"cannot write to {path.parent}: {error.strerror}", BAD_USAGE) from error
-    return path

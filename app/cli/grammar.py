@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import os
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +25,8 @@ from app.supervisor import BAD_USAGE
 Run = Callable[[argparse.Namespace], int]
 
 _PATIENCE_SECONDS = 3.0
+
+_ID = re.compile(r"[\w-]+", re.ASCII)
 
 
 class CommandError(Exception):
@@ -103,12 +107,28 @@ def scale(text: str) -> float:
     return _from_zero(text)
 
 
-def label(text: str) -> tuple[str, str]:
+def label(given: str) -> tuple[str, str]:
     """Name and value of a label of a video."""
-    name, equals, value = text.partition("=")
+    name, equals, value = text(given).partition("=")
     if not (name and equals):
-        raise argparse.ArgumentTypeError(f"NAME=VALUE, not {text!r}")
+        raise argparse.ArgumentTypeError(f"NAME=VALUE, not {given!r}")
     return name, value
+
+
+def text(given: str) -> str:
+    """What can be sent; an argument may be any bytes."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{given!r} is not UTF-8") from error
+    return given
+
+
+def video_id(given: str) -> str:
+    """What may be the id of a video; whether there is one, the service knows."""
+    if not _ID.fullmatch(given):
+        raise argparse.ArgumentTypeError(f"{given!r} is no id of a video")
+    return given
 
 
 def _from_zero(text: str) -> float:
@@ -157,16 +177,35 @@ PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 # -- what the flags mean ------------------------------------------------------------------------------------
 
 
-def client_of(options: argparse.Namespace, url: str | None = None) -> LongtakeClient:
-    """A client of the service that the flags name. Raises `CommandError`."""
+def client_of(
+    options: argparse.Namespace, url: str | None = None, *, timeout_seconds: float = 60.0
+) -> LongtakeClient:
+    """A client of the service that the flags name; a connection may be silent for so long. Raises `CommandError`."""
     try:
         return LongtakeClient(
             url or options.url or DEFAULT_URL,
             api_key=options.api_key or os.environ.get("LONGTAKE_API_KEY"),
             patience_seconds=_PATIENCE_SECONDS,
+            timeout_seconds=timeout_seconds,
         )
     except ValueError as error:
-        raise CommandError(f"--url: {error}", BAD_USAGE) from error
+        raise CommandError(str(error), BAD_USAGE) from error
+
+
+def writable(path: Path) -> Path:
+    """The path, if a file can be written there: better to know before an hour's work. Raises `CommandError`."""
+    try:
+        if path.is_dir():
+            raise CommandError(f"{path} is a folder; -o names the file to write", BAD_USAGE)
+        if path.exists() and not path.is_file():
+            return path  # a pipe or a device
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise CommandError(f"there is no folder {folder} to write {path.name} to", BAD_USAGE)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise CommandError(f"cannot write to {path}: {error.strerror}", BAD_USAGE) from error
+    return path
 
 
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

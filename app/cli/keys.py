@@ -35,7 +35,10 @@ def add(commands: Commands) -> None:
 
     create = action("create", _create_key, "make a key; it is shown once and kept nowhere")
     create.add_argument("--name", required=True, type=_label, help="whom or what the key is for")
-    create.add_argument("--read-only", action="store_true", help="the key may look, and not make or change")
+    create.add_argument(
+        "--read-only", action="store_true", help="the key may look at the videos of another one, and no more"
+    )
+    create.add_argument("--of", metavar="KEY", help="read-only: that other key, by its id or name")
     for flag, kind, what in (
         ("--max-queued", limit, "videos waiting or paused at once"),
         ("--max-running", limit, "videos being made at once"),
@@ -70,9 +73,14 @@ def _key_file() -> KeyFile:
 
 
 def _create_key(options: argparse.Namespace) -> int:
+    if options.read_only != (options.of is not None):
+        raise CommandError(
+            "--read-only and --of KEY go together: a key that may only look makes no videos, so it looks at another's",
+            BAD_USAGE,
+        )
     key, token = _key_file().create(
         options.name,
-        read_only=options.read_only,
+        of=options.of,
         max_queued=options.max_queued,
         max_running=options.max_running,
         seconds_per_day=options.seconds_per_day,
@@ -96,7 +104,7 @@ def _list_keys(options: argparse.Namespace) -> int:
         if key.revoked_at is not None:
             facts.append(f"revoked {_day(key.revoked_at)}")
         if key.read_only:
-            facts.append("read-only")
+            facts.append("read-only" if key.of is None else f"read-only of {key.of}")
         facts += [f"{name} {value:g}" for name in _KEY_LIMITS if (value := getattr(key, name)) is not None]
         print(f"{key.id}  {key.name}  {', '.join(facts)}")
     return 0

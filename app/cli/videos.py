@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from itertools import islice
@@ -21,11 +22,13 @@ from app.cli.grammar import (
     priority_flag,
     second,
     service_flags,
+    text,
+    video_id,
+    writable,
 )
-from app.client import LongtakeClient, Variant
+from app.client import LongtakeClient, NotAuthorized, ServiceError, Variant
 from app.jobs.job import Status
 from app.schemas import ENDLESS, ModelObject, VideoObject
-from app.supervisor import BAD_USAGE
 
 _PROMPT_CHARS = 50
 _SUFFIXES = {"video": ".mp4", "thumbnail": "-thumbnail.jpg", "spritesheet": "-spritesheet.jpg"}
@@ -56,7 +59,7 @@ def add(commands: Commands) -> None:
             'longtake steer video_0199… "a blue ball" --at 30',
         ),
     )
-    steer.add_argument("text", metavar="TEXT", help="what to show from then on")
+    steer.add_argument("text", type=text, metavar="TEXT", help="what to show from then on")
     steer.add_argument("--at", type=second, metavar="SECOND", help="when; default: as soon as possible")
 
     update = _on_one_video(
@@ -90,7 +93,9 @@ def add(commands: Commands) -> None:
         ),
         _tell_id,
     )
-    extend.add_argument("prompt", metavar="PROMPT", help="what it shows from the end of the old one on")
+    extend.add_argument(
+        "prompt", type=text, metavar="PROMPT", help="what it shows from the end of the old one on"
+    )
     extend.add_argument("--seconds", type=length, required=True, help="length of the whole, or `endless`")
     remix = _on_one_video(
         commands,
@@ -103,14 +108,14 @@ def add(commands: Commands) -> None:
         ),
         _tell_id,
     )
-    remix.add_argument("prompt", metavar="PROMPT", help="what it shows")
+    remix.add_argument("prompt", type=text, metavar="PROMPT", help="what it shows")
     for parser in (extend, remix):
         priority_flag(parser)
 
     delete = commands.add(
         "delete", _delete, "remove videos and all their files", "", "longtake delete video_0199… video_019a…"
     )
-    delete.add_argument("video_ids", metavar="ID", nargs="+", help="ids of the videos")
+    delete.add_argument("video_ids", type=video_id, metavar="ID", nargs="+", help="ids of the videos")
     service_flags(delete)
 
     download = commands.add(
@@ -120,7 +125,7 @@ def add(commands: Commands) -> None:
         "\nA broken download goes on where it stopped when the command is given again.",
         "longtake download video_0199… -o ball.mp4",
     )
-    download.add_argument("video_id", metavar="ID", help="id of the video")
+    download.add_argument("video_id", type=video_id, metavar="ID", help="id of the video")
     download.add_argument("-o", "--output", type=Path, help="file to write (default: named after the video)")
     download.add_argument("--variant", choices=get_args(Variant), default="video", help="which file")
     download.add_argument("--so-far", action="store_true", help="the part that is made by now")
@@ -171,7 +176,7 @@ def _on_one_video(
         return 0
 
     parser = commands.add(name, run, *words)
-    parser.add_argument("video_id", metavar="ID", help="id of the video")
+    parser.add_argument("video_id", type=video_id, metavar="ID", help="id of the video")
     json_flag(parser)
     service_flags(parser)
     return parser
@@ -210,17 +215,23 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
+    code = 0
     with client_of(options) as client:
-        for video_id in options.video_ids:
-            client.delete(video_id)
-            print(f"deleted {video_id}")
-    return 0
+        for name in options.video_ids:
+            try:
+                client.delete(name)
+            except NotAuthorized:
+                raise  # so would all others be
+            except ServiceError as error:
+                print(f"longtake: {name}: {error}", file=sys.stderr)
+                code = 1
+            else:
+                print(f"deleted {name}")
+    return code
 
 
 def _download(options: argparse.Namespace) -> int:
-    output = options.output or Path(options.video_id + _SUFFIXES[options.variant])
-    if output.is_dir():
-        raise CommandError(f"{output} is a folder; -o names the file to write", BAD_USAGE)
+    output = writable(options.output or Path(options.video_id + _SUFFIXES[options.variant]))
     with client_of(options) as client:
         print(client.download(options.video_id, output, variant=options.variant, so_far=options.so_far))
     return 0

@@ -59,7 +59,10 @@ async def extend_video(
 async def remix_video(
     video_id: str, request: Request, response: Response, ctx: Ctx, idempotency_key: IdempotencyKey
 ) -> VideoObject:
-    """Makes a new video with the seed, the settings and the reference of another, and this prompt alone."""
+    """Makes a new video with the seed, the settings and the reference of another, and this prompt alone.
+
+    It is as long as the other is, if a video of that length may be asked for; endless, if the other still is.
+    """
     async with read_body(request) as fields:
         asked = parse(RemixVideo, fields)
 
@@ -67,9 +70,9 @@ async def remix_video(
         body_digest = digest(asked, "remix", video_id)
         if (earlier := replayed(ctx, idempotency_key, body_digest)) is not None:
             return answer(ctx, response, earlier)
-        source = ctx.video(video_id).spec
+        source = ctx.video(video_id)
         spec = specify_remix(source, asked, ctx.videos.models(), ctx.settings)
-        _keep_reference(ctx, source, spec)
+        _keep_reference(ctx, source.spec, spec)
         return answer(ctx, response, record(ctx, spec, idempotency_key, body_digest))
 
     return await run_in_threadpool(make)

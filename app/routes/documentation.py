@@ -28,11 +28,11 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorObject, "description": _REASONS[status]} for status in statuses}
 
 
-def body(schema: str) -> dict[str, Any]:
+def body(schema: str, *, required: bool = True) -> dict[str, Any]:
     """`openapi_extra=` of a route that reads its body with `app.forms.read_body`, by the name of its schema."""
     content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
     media_types = ("application/json", "multipart/form-data")
-    return {"requestBody": {"required": True, "content": dict.fromkeys(media_types, content)}}
+    return {"requestBody": {"required": required, "content": dict.fromkeys(media_types, content)}}
 
 
 def file(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from app.context import Ctx
 from app.errors import invalid, not_found
+from app.forms import read_body
 from app.jobs.store import video_key
-from app.routes.documentation import errors
+from app.routes.documentation import body, errors
 from app.schemas import (
+    RotateSecret,
     WebhookBody,
     WebhookDelivery,
     WebhookDeliveryList,
@@ -19,14 +22,12 @@ from app.schemas import (
     delivery_object,
     secret_object,
 )
+from app.specification import parse
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
 
 # What this service sends, for the OpenAPI document.
 sent = APIRouter()
-
-# A replaced secret signs no longer than this, whatever is asked.
-_LONGEST_OVERLAP_SECONDS = 30 * 86400
 
 
 @sent.post("event", status_code=204, response_class=Response, summary="An event of a video")
@@ -93,22 +94,19 @@ def retrieve_webhook_secret(response: Response, ctx: Ctx) -> WebhookSecret:
 @router.post(
     "/webhook_secret/rotate",
     response_model=WebhookSecret,
-    responses=errors(400, 503),
+    responses=errors(400, 408, 413, 415, 503),
+    openapi_extra=body("RotateSecret", required=False),
     summary="Replace the secret",
 )
-def rotate_webhook_secret(
-    response: Response,
-    ctx: Ctx,
-    overlap_seconds: Annotated[
-        int | None,
-        Query(
-            ge=0,
-            le=_LONGEST_OVERLAP_SECONDS,
-            description="How long the old secret signs beside the new one; 0 if it has leaked.",
-        ),
-    ] = None,
-) -> WebhookSecret:
+async def rotate_webhook_secret(request: Request, response: Response, ctx: Ctx) -> WebhookSecret:
     """A new secret. For a while every webhook carries a signature of both, so that receivers can change over."""
+    asked = RotateSecret()
+    if await request.body():
+        async with read_body(request) as fields:
+            asked = parse(RotateSecret, fields)
+    overlap = asked.overlap_seconds
+    if overlap is None:
+        overlap = ctx.settings.webhook_secret_overlap_seconds
     response.headers["Cache-Control"] = "no-store"
-    overlap = ctx.settings.webhook_secret_overlap_seconds if overlap_seconds is None else overlap_seconds
-    return secret_object(ctx.videos.deliveries.rotate_secret(ctx.owner, overlap), time.time())
+    secret = await run_in_threadpool(ctx.videos.deliveries.rotate_secret, ctx.owner, overlap)
+    return secret_object(secret, time.time())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,9 +20,12 @@ from PIL import Image
 
 from app import __version__
 from app.cli import main
-from app.keys import Keyring
+from app.keys import KeyFile, Keyring
 from app.progress import Progress, ProgressDisplay
+from app.supervisor import longtake_command
 from tests.app.conftest import Api, Tenants
+from tests.conftest import Eventually
+from tests.receiver import hang, receiving, status
 
 ON_ONE_VIDEO = ["show", "update", "finish", "pause", "resume", "cancel", "steer", "extend", "remix"]
 COMMANDS = [
@@ -88,6 +95,12 @@ def test_help_of_every_command_has_an_example(command: str, capsys: pytest.Captu
         (["generate", "a ball", "--no-wait", "-o", "x.mp4"], "-o/--output: not allowed with"),
         (["up", "--workers", "0"], "at least 1"),
         (["up", "--port", "http"], "--port"),
+        (["generate", "a b\udcffll"], "PROMPT: 'a b\\udcffll' is not UTF-8"),
+        (["generate", "a ball", "--prompt-at", "1", "\udcff"], "--prompt-at: '\\udcff' is not UTF-8"),
+        (["generate", "a ball", "--metadata", "a=\udcff"], "--metadata: 'a=\\udcff' is not UTF-8"),
+        (["remix", "video_1", "\udcff"], "PROMPT: '\\udcff' is not UTF-8"),
+        (["download", "films/video_1"], "ID: 'films/video_1' is no id of a video"),
+        (["show", "video_\udcff"], "ID: 'video_\\udcff' is no id of a video"),
         (["keys"], "ACTION"),
         (["keys", "create"], "--name"),
         (["keys", "create", "--name", "a\nb"], "printable"),
@@ -117,7 +130,15 @@ def test_nobody_at_the_url_is_one_line(
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "nonsense"])
 def test_a_url_that_is_none_is_one_line(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--url", url]) == 2
-    assert complaint(capsys) == f"--url: not an http:// or https:// URL: {url}"
+    assert complaint(capsys) == f"not an http:// or https:// URL: {url}"
+
+
+@pytest.mark.parametrize("arguments", [["--url", "http://me:s3cret@host"], ["--api-key", "lt_s3cret\nlt_"]])
+def test_a_secret_in_what_cannot_be_used_is_not_repeated(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", *arguments]) == 2
+    assert "s3cret" not in complaint(capsys)
 
 
 def test_what_the_service_refuses_is_one_line(
@@ -143,7 +164,12 @@ def test_what_the_service_refuses_is_one_line(
 
 @pytest.mark.parametrize(
     ("output", "words"),
-    [(".", "is a folder"), ("nowhere/x.mp4", "there is no folder"), ("/proc/x.mp4", "cannot write to /proc")],
+    [
+        (".", "is a folder"),
+        ("nowhere/x.mp4", "there is no folder"),
+        ("/proc/x.mp4", "cannot write to /proc"),
+        ("x" * 256, "File name too long"),
+    ],
 )
 def test_a_file_that_cannot_be_written_is_told_before_the_work(
     output: str, words: str, tmp_path: Path, api: Api, capsys: pytest.CaptureFixture[str]
@@ -166,8 +192,11 @@ def test_videos_are_listed_shown_and_removed(api: Api, capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     for words in (f"id         {ids[0]}", "status     queued", "labels     take=0", "       0 s Ball 0"):
         assert words in shown
-    assert main(["delete", *ids[:2], "--url", api.url]) == 0
-    assert capsys.readouterr().out == f"deleted {ids[0]}\ndeleted {ids[1]}\n"
+    assert main(["delete", ids[0], "--url", api.url]) == 0
+    assert capsys.readouterr().out == f"deleted {ids[0]}\n"
+    assert main(["delete", *ids[:2], "--url", api.url]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == (f"deleted {ids[1]}\n", f"longtake: {ids[0]}: There is no such video.\n")
     assert [one["id"] for one in api.http.get("/v1/videos").json()["data"]] == ids[2:]
 
 
@@ -224,6 +253,9 @@ def test_files_are_downloaded(
     )
     assert main(["download", video_id, "-o", ".", "--url", api.url]) == 2
     assert "is a folder" in complaint(capsys)
+    longest = "x" * 255
+    assert main(["download", video_id, "-o", longest, "--url", api.url]) == 0
+    assert (tmp_path / longest).stat().st_size > 1000
 
 
 @contextmanager
@@ -329,6 +361,123 @@ def test_an_interruption_finishes_an_endless_video_and_writes_it(
     assert code == 0, said
     assert "finishing video_" in said
     assert out.stat().st_size > 1000
+
+
+def test_an_interruption_of_an_endless_video_in_line_cancels_it(
+    api: Api, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupting(ProgressDisplay):
+        """Ctrl-C as soon as the video is shown."""
+
+        def show(self, progress: Progress) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.cli.generate.ProgressDisplay", Interrupting)
+    out = tmp_path / "x.mp4"
+    assert main(["generate", "A lake", "--seconds", "endless", "-o", str(out), "--url", api.url]) == 130
+    assert "cancelling video_" in capsys.readouterr().err
+    [video] = api.http.get("/v1/videos").json()["data"]
+    assert video["status"] == "cancelled"
+    assert not out.exists()
+
+
+@contextmanager
+def generating(url: str, out: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`longtake generate` as a process of its own."""
+    command = longtake_command("generate", "A lake", *arguments, "-o", str(out), "--url", url)
+    with subprocess.Popen(command, env=buffered(), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def buffered() -> dict[str, str]:
+    """An environment in which output is held back, as it is for users."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
+def test_an_interruption_while_the_video_is_asked_for_cancels_what_came_of_it(
+    api: Api, tmp_path: Path, eventually: Eventually
+) -> None:
+    def passed_on(request: BaseHTTPRequestHandler) -> None:
+        call = service.calls[-1]
+        answer = api.http.request(call.method, call.path, content=call.body, headers=call.headers)
+        status(answer.status_code, answer.content, Content_Type="application/json")(request)
+
+    def made_and_not_told(request: BaseHTTPRequestHandler) -> None:
+        request.wfile, wire = io.BytesIO(), request.wfile
+        passed_on(request)
+        request.wfile = wire
+        hang(request)
+
+    with (
+        receiving(made_and_not_told, *[passed_on] * 50) as service,
+        generating(service.origin, tmp_path / "x.mp4") as generate,
+    ):
+        eventually(lambda: api.http.get("/v1/videos").json()["data"])
+        generate.send_signal(signal.SIGINT)
+        assert generate.wait(60) == 130
+    [video] = api.http.get("/v1/videos").json()["data"]
+    assert video["status"] == "cancelled"
+
+
+def test_a_second_interruption_leaves_at_once(tmp_path: Path, eventually: Eventually) -> None:
+    with (
+        receiving(*[hang] * 50) as service,
+        generating(service.origin, tmp_path / "x.mp4") as generate,
+    ):
+        eventually(lambda: len(service.calls) == 1)
+        generate.send_signal(signal.SIGINT)
+        eventually(lambda: len(service.calls) == 2)
+        interrupted = time.monotonic()
+        generate.send_signal(signal.SIGINT)
+        assert generate.wait(60) == 130
+        assert time.monotonic() - interrupted < 8  # it would wait for an answer for ten
+
+
+def test_a_video_that_nobody_can_see_being_made_any_more_is_cancelled(
+    api: Api, tmp_path: Path, eventually: Eventually
+) -> None:
+    with generating(api.url, tmp_path / "x.mp4") as generate:
+        assert generate.stderr is not None
+        video_id = generate.stderr.readline().partition(":")[0]
+        generate.stderr.close()
+        api.worker.claim(video_id)
+        api.worker.commit(video_id, 0)
+
+        def wanted() -> bool:
+            video = api.worker.videos.get(video_id)
+            return video is not None and video.state.cancel_requested
+
+        eventually(wanted)
+        api.worker.finish(video_id, "cancelled")
+        assert generate.wait(60) == 130
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["keys", "list"]])
+@pytest.mark.parametrize("output", ["a pipe that nobody reads", "a full disk"])
+def test_output_that_nobody_takes_is_told_by_the_exit_code(
+    arguments: list[str], output: str, keys_file: Path
+) -> None:
+    KeyFile(keys_file).create("studio")
+    if output == "a full disk":
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+    done = subprocess.run(
+        longtake_command(*arguments), env=buffered(), stdout=stdout, stderr=subprocess.PIPE, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        b"" if output != "a full disk" else b"longtake: [Errno 28] No space left on device\n"
+    )
+    # What is wrong with the command comes first, also when nobody reads it.
+    assert (
+        subprocess.run(longtake_command("keys"), env=buffered(), stderr=stdout, check=False).returncode == 2
+    )
+    os.close(stdout)
 
 
 def test_models_are_one_line_each(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
@@ -456,8 +605,6 @@ def test_commands_that_make_no_video_load_no_torch() -> None:
 
 
 def test_a_folder_named_app_in_the_current_directory_is_not_ours(tmp_path: Path) -> None:
-    from app.supervisor import longtake_command
-
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "__init__.py").write_text("raise SystemExit('not ours')")
     done = subprocess.run(
@@ -485,15 +632,15 @@ def test_a_key_is_made_listed_and_revoked(keys_file: Path, capsys: pytest.Captur
     assert (key.name, key.max_running, key.seconds_per_day, key.max_queued) == ("studio", 2, 0, None)
     assert key.id in err
     assert token not in err
-    assert main(["keys", "create", "--name", "viewer", "--read-only", "--json"]) == 0
+    assert main(["keys", "create", "--name", "viewer", "--read-only", "--of", "studio", "--json"]) == 0
     viewer = json.loads(capsys.readouterr().out)
     assert Keyring(keys_file).find(viewer["key"]) is not None
-    assert viewer["read_only"] is True
+    assert (viewer["read_only"], viewer["of"]) == (True, key.id)
     assert main(["keys", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [[key.id, "studio"], [viewer["id"], "viewer"]]
     assert "max_running 2" in lines[0]
-    assert "read-only" in lines[1]
+    assert f"read-only of {key.id}" in lines[1]
     assert main(["keys", "revoke", key.id]) == 0
     assert Keyring(keys_file).find(token) is None
     capsys.readouterr()
@@ -512,6 +659,11 @@ def test_keys_without_a_file_or_an_id_are_one_line(
     capsys.readouterr()
     assert main(["keys", "revoke", "nobody"]) == 1
     assert "no API key with the id nobody" in complaint(capsys)
+    for half in (["--read-only"], ["--of", "x"]):
+        assert main(["keys", "create", "--name", "y", *half]) == 2
+        assert "--read-only and --of KEY go together" in complaint(capsys)
+    assert main(["keys", "create", "--name", "y", "--read-only", "--of", "nobody"]) == 1
+    assert complaint(capsys) == "there is no API key nobody"
     keys_file.write_text("{")
     assert main(["keys", "create", "--name", "x"]) == 1
     assert "is no file of API keys" in complaint(capsys)

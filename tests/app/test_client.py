@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ from app.embedded import EmbeddedRedis
 from app.jobs.job import JobError, Status
 from app.settings import Settings
 from tests.app.conftest import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, Api, running_api
+from tests.conftest import Eventually
+from tests.receiver import Answer, receiving, status
 
 FRAMES = FIRST_CHUNK_FRAMES + 2 * CHUNK_FRAMES
 
@@ -94,6 +98,11 @@ def proxy(api: Api) -> Iterator[FlakyProxy]:
     proxy = FlakyProxy(api.url)
     yield proxy
     proxy.close()
+
+
+def told(code: int, body: Any) -> Answer:
+    """Answers with JSON."""
+    return status(code, json.dumps(body).encode(), Content_Type="application/json")
 
 
 # -- asking and reading -------------------------------------------------------------------------------------
@@ -162,6 +171,23 @@ def test_wait_gives_up_in_time_and_tells_how_far_the_video_is(client: LongtakeCl
     with pytest.raises(WaitTimeout, match="still queued at 0 %") as caught:
         client.wait(video.id, timeout_seconds=0.1)
     assert caught.value.video.id == video.id
+
+
+def test_wait_gives_up_in_time_although_the_service_has_gone(api: Api) -> None:
+    video = api.create()
+    began = time.monotonic()
+    with (
+        receiving(told(200, video), *[status(503)] * 50) as service,
+        LongtakeClient(service.origin) as client,
+    ):
+        with pytest.raises(WaitTimeout) as caught:
+            client.wait(video["id"], timeout_seconds=1.5)
+        assert caught.value.video.id == video["id"]
+        assert len(service.calls) > 2
+        # Of one that was gone from the beginning there is nothing else to tell.
+        with pytest.raises(ServiceUnavailable):
+            client.wait(video["id"], timeout_seconds=0.1)
+    assert 1.5 <= time.monotonic() - began < 8
 
 
 def test_a_failed_video_is_returned_with_its_reason(client: LongtakeClient, api: Api) -> None:
@@ -266,6 +292,21 @@ def test_what_was_done_although_its_answer_was_lost_is_no_error(
         assert over_proxy.delete(video.id)
     with pytest.raises(NotFound):
         client.delete(video.id)
+
+
+def test_what_a_gateway_gave_up_on_may_have_been_done(api: Api) -> None:
+    video = api.create()
+    refusal = told(409, {"error": {"message": "It is not paused.", "code": "video_not_paused"}})
+    for passing in (408, 502, 503, 504):
+        with (
+            receiving(status(passing), refusal, told(200, video)) as service,
+            LongtakeClient(service.origin) as client,
+        ):
+            assert client.resume(video["id"]).id == video["id"]
+    with receiving(status(429), refusal) as service, LongtakeClient(service.origin) as client:
+        with pytest.raises(Conflict) as caught:
+            client.resume(video["id"])
+        assert not caught.value.repeated
 
 
 def test_every_operation_of_the_document_is_in_the_client(
@@ -421,7 +462,7 @@ def test_download_of_the_part_made_so_far_is_never_mixed_with_an_earlier_part(
         client.download(video.id, tmp_path / "ball.mp4")
     first = client.download(video.id, tmp_path / "ball.mp4", so_far=True).read_bytes()
     api.worker.commit(video.id, 1)
-    (tmp_path / f".ball.mp4.{video.id}.video.so-far.part").write_bytes(first[:1500])
+    (tmp_path / f".{video.id}.video.so-far.part").write_bytes(first[:1500])
     second = client.download(video.id, tmp_path / "ball.mp4", so_far=True).read_bytes()
     assert second == client.read(video.id, so_far=True)
     assert len(second) > len(first)
@@ -451,12 +492,95 @@ def test_download_continues_what_an_earlier_call_left(
     video = client.create("A red ball", seconds=2)
     api.worker.make(video.id)
     data = client.read(video.id)
-    (tmp_path / f".ball.mp4.{video.id}.video.part").write_bytes(data[:1000])
+    (tmp_path / f".{video.id}.video.part").write_bytes(data[:1000])
     with LongtakeClient(proxy.url) as over_proxy:
         assert over_proxy.download(video.id, tmp_path / "ball.mp4").read_bytes() == data
     assert "range: bytes=1000-" in proxy.requests[0].lower()
-    (tmp_path / f".ball.mp4.{video.id}.video.part").write_bytes(b"x" * (len(data) + 1))
+    (tmp_path / f".{video.id}.video.part").write_bytes(b"x" * (len(data) + 1))
     assert client.download(video.id, tmp_path / "ball.mp4").read_bytes() == data
+
+
+def sent(data: bytes, halfway: Callable[[], object] = lambda: None) -> Answer:
+    """Answers with data, or the range of it that is asked for; calls `halfway` in the middle."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        begin = int(request.headers.get("Range", "bytes=0-")[6:-1])
+        request.send_response(206 if begin else 200)
+        request.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+        request.send_header("Content-Length", str(len(data) - begin))
+        request.end_headers()
+        middle = max(begin, len(data) // 2)
+        request.wfile.write(data[begin:middle])
+        halfway()
+        request.wfile.write(data[middle:])
+
+    return answer
+
+
+@pytest.mark.parametrize("so_far", [False, True])
+def test_two_downloads_to_one_file_at_once_do_not_mix(
+    so_far: bool, tmp_path: Path, eventually: Eventually
+) -> None:
+    target, data = tmp_path / "ball.mp4", bytes(range(256)) * 4096
+    overtaken = threading.Event()
+    answers = sent(data, lambda: overtaken.wait(60)), sent(data), status(500)
+    with receiving(*answers) as service, LongtakeClient(service.origin) as client:
+        written: list[Path] = []
+        first = threading.Thread(
+            target=lambda: written.append(client.download("video_1", target, so_far=so_far))
+        )
+        first.start()
+        eventually(lambda: any(part.stat().st_size >= 500_000 for part in tmp_path.iterdir()))
+        client.download("video_1", target, so_far=so_far)
+        assert target.read_bytes() == data
+        overtaken.set()
+        first.join(60)
+        assert written == [target]
+        assert target.read_bytes() == data
+        assert len(service.calls) == 2
+        assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_body_without_a_length_that_breaks_is_not_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaking(request: BaseHTTPRequestHandler) -> None:
+        request.protocol_version = "HTTP/1.1"
+        request.close_connection = True
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        request.wfile.write(b"4\r\nhalf\r\n")
+
+    monkeypatch.setattr("app.client._FIRST_PAUSE_SECONDS", 0.001)
+    with receiving(breaking, sent(b"half and half")) as service, LongtakeClient(service.origin) as client:
+        assert client.read("video_1") == b"half and half"
+    with receiving(*[breaking] * 50) as service, LongtakeClient(service.origin) as client:
+        with pytest.raises(ServiceUnreachable, match="ends every download too early"):
+            client.read("video_1")
+        assert len(service.calls) < 20
+
+
+def test_download_goes_through_links_and_pipes_and_leaves_them(
+    client: LongtakeClient, api: Api, tmp_path: Path
+) -> None:
+    video = client.create("A red ball", seconds=2)
+    api.worker.make(video.id)
+    data = client.read(video.id)
+    (tmp_path / "films").mkdir()
+    link, pipe = tmp_path / "ball.mp4", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "films" / "ball.mp4")
+    for _ in range(2):  # to a file that is not there, and to one that is
+        client.download(video.id, link)
+        assert link.is_symlink()
+        assert [path.name for path in (tmp_path / "films").iterdir()] == ["ball.mp4"]
+        assert link.read_bytes() == data
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    client.download(video.id, pipe)
+    assert pipe.is_fifo()
+    reader.join(60)
+    assert read == [data]
 
 
 def test_download_of_an_unfinished_video_leaves_no_file(client: LongtakeClient, tmp_path: Path) -> None:
@@ -523,10 +647,53 @@ def test_nobody_there_is_told_in_one_line(free_port: Callable[[], int]) -> None:
         assert time.monotonic() - began < 3
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "", "http://"])
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "", "http://", "http://host:80a"])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="not an http"):
         LongtakeClient(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://me:s3cret@host", "ftp://me:s3cret@host", "http://me:s3cret@host:80a"]
+)
+def test_a_url_with_a_password_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="URL") as caught:
+        LongtakeClient(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_key_may_end_with_a_line_break_and_is_never_repeated() -> None:
+    with (
+        receiving(told(200, {"object": "list", "data": []})) as service,
+        LongtakeClient(service.origin, api_key=" lt_s3cret\r\n") as client,
+    ):
+        assert client.models() == []
+    assert service.calls[0].headers["authorization"] == "Bearer lt_s3cret"
+    for wrong in ("lt_s3cret\nlt_s3cret", "lt_s3crét", "lt_s3cret\0", "lt_s3cret\udc80"):
+        with pytest.raises(ValueError, match="API key") as caught:
+            LongtakeClient(service.origin, api_key=wrong)
+        assert "s3cr" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303])
+def test_a_redirect_that_would_only_look_is_told_with_the_address_to_use(code: int) -> None:
+    with receiving(*[told(200, {"object": "list", "data": [], "has_more": False})] * 2) as there:
+        moved = status(code, Location=f"{there.origin}/v1/videos?from=old")
+        with receiving(moved) as here, LongtakeClient(here.origin) as client:
+            with pytest.raises(
+                ServiceError, match=f"{here.origin} redirects to {there.origin}, which"
+            ) as caught:
+                client.create("A red ball")
+            assert caught.value.status == code
+
+
+def test_a_redirect_that_keeps_the_request_is_followed(api: Api, client: LongtakeClient) -> None:
+    with (
+        receiving(status(308, Location=f"{api.url}/v1/videos")) as here,
+        LongtakeClient(here.origin) as elsewhere,
+    ):
+        video = elsewhere.create("A red ball")
+    assert client.retrieve(video.id).prompt == "A red ball"
 
 
 def test_another_service_is_recognised(free_port: Callable[[], int]) -> None:

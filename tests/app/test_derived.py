@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from app.settings import Settings
 from app.storage.objects import reference_key, video_prefix
-from tests.app.conftest import CARD, Api
+from tests.app.conftest import CARD, Api, running_api
 
 UNKNOWN = "video_" + "0" * 32
 
@@ -171,6 +172,36 @@ def test_a_remix_has_all_of_its_source_but_the_prompt(api: Api) -> None:
     api.error(remix(api, UNKNOWN), 404, "video_not_found", "video_id")
     api.error(remix(api, source["id"], prompt=""), 400, "invalid_value", "prompt")
     api.error(remix(api, source["id"], seed=1), 400, "unknown_parameter", "seed")
+
+
+def test_a_remix_is_as_long_as_its_source_is_shown_to_be(api: Api) -> None:
+    ended, waiting = made(api, seconds="endless"), api.create(seconds="endless")
+    again = remix(api, ended["id"]).json()
+    assert (again["seconds"], again["frames"]) == ("2.375", 57)
+    assert remix(api, waiting["id"]).json()["seconds"] == "endless"
+    assert api.http.post(f"/v1/videos/{waiting['id']}/cancel").json()["seconds"] == "0"
+    api.error(remix(api, waiting["id"]), 400, "invalid_value", "video_id")
+
+
+def test_a_remix_is_no_longer_than_may_be_asked_for(api: Api, settings: Callable[..., Settings]) -> None:
+    long, endless = api.create(seconds=4), api.create(seconds="endless")
+    with running_api(settings(max_seconds=3, max_endless_seconds=0), opened=False) as strict:
+        said = strict.error(remix(strict, long["id"]), 400, "invalid_value", "video_id")
+        assert said == "A video may have 0.25 to 3 seconds."
+        said = strict.error(remix(strict, endless["id"]), 400, "invalid_value", "video_id")
+        assert said == "This server makes no endless videos."
+
+
+def test_what_was_endless_can_be_extended_beyond_what_may_be_asked_for_at_once(
+    api: Api, settings: Callable[..., Settings]
+) -> None:
+    source = made(api, seconds="endless")
+    with running_api(settings(max_seconds=2, max_endless_seconds=6), opened=False) as strict:
+        longer = extend(strict, source["id"], seconds=77 / 24)
+        assert longer.status_code == 200, longer.text
+        api.worker.make(longer.json()["id"], chunks=4)
+        assert extend(strict, longer.json()["id"], seconds=6).status_code == 200
+        strict.error(extend(strict, longer.json()["id"], seconds=6.1), 400, "invalid_value", "seconds")
 
 
 @pytest.mark.parametrize("ask", [extend, remix])

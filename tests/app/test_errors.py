@@ -87,6 +87,35 @@ def test_requests_have_ids_and_the_log_has_no_queries_headers_or_line_breaks(
     assert not any("hidden" in line for line in ours)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [
+        ("GET", "/v1/videos?limt=1", "limt"),
+        ("GET", "/v1/videos?limit=1&owner=me", "owner"),
+        ("POST", "/v1/videos?seed=1", "seed"),
+        ("GET", "/v1/models?limit=1", "limit"),
+        ("DELETE", f"/v1/videos/{UNKNOWN}?dry_run=true", "dry_run"),
+        ("GET", f"/v1/videos/{UNKNOWN}/content?owner=a&exp=1&sig=b&varient=thumbnail", "varient"),
+        ("HEAD", f"/v1/videos/{UNKNOWN}/content?varient=thumbnail", "varient"),
+    ],
+)
+def test_a_query_parameter_that_would_do_nothing_is_refused(
+    api: Api, method: str, path: str, name: str
+) -> None:
+    answer = api.http.request(method, path, json={"prompt": "x"} if method == "POST" else None)
+    if method == "HEAD":
+        assert answer.status_code == 400
+    else:
+        api.error(answer, 400, "unknown_parameter", name)
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz?x=1", "/?x=1", f"/v1/videos/{UNKNOWN}/content?owner=a&exp=1&sig=b"]
+)
+def test_pages_probes_and_signed_urls_take_a_query(api: Api, path: str) -> None:
+    assert api.http.get(path).status_code in (200, 404)
+
+
 # -- Redis away -----------------------------------------------------------------------------------------
 
 NEEDS_REDIS = [

@@ -73,6 +73,47 @@ def test_a_change_is_seen_at_the_next_request_of_every_keyring(path: Path) -> No
         file.revoke("0" * 12)
 
 
+def test_a_key_that_may_only_look_is_good_for_as_long_as_the_one_it_looks_at(path: Path) -> None:
+    file, ring = KeyFile(path), Keyring(path)
+    studio = file.create("studio")[0]
+    viewers = [file.create("wall", of=named) for named in ("studio", studio.id)]
+    for viewer, token in viewers:
+        assert (viewer.read_only, viewer.of) == (True, studio.id)
+        assert ring.find(token) == ring.active(viewer.id) == viewer
+    file.revoke(viewers[0][0].id)
+    assert [ring.find(token) for _, token in viewers] == [None, viewers[1][0]]
+    file.revoke(studio.id)
+    assert ring.find(viewers[1][1]) is None
+    assert ring.active(viewers[1][0].id) is None
+
+
+def test_only_a_key_that_makes_videos_can_be_looked_at(path: Path) -> None:
+    file = KeyFile(path)
+    first = file.create("studio")[0]
+    file.create("wall", of="studio")
+    with pytest.raises(UnknownKey, match="no API key garden"):
+        file.create("x", of="garden")
+    with pytest.raises(KeysError, match="wall makes no videos"):
+        file.create("x", of="wall")
+    second = file.create("studio")[0]
+    with pytest.raises(KeysError, match="2 API keys studio: name one by its id"):
+        file.create("x", of="studio")
+    file.revoke(first.id)
+    assert file.create("x", of="studio")[0].of == second.id
+    with pytest.raises(KeysError, match=f"{first.id} makes no videos"):
+        file.create("x", of=first.id)
+
+
+def test_a_read_only_key_of_an_earlier_version_is_read_and_sees_nothing(tenants: Tenants, path: Path) -> None:
+    owner, old = tenants.join(), tenants.join()
+    tenants.create(owner)
+    stored = json.loads(path.read_text())
+    stored["keys"][1]["read_only"] = True
+    path.write_text(json.dumps(stored))
+    assert old.get("/v1/videos").json()["data"] == []
+    tenants.api.error(old.post("/v1/videos", json={"prompt": "x"}), 403, "insufficient_scope")
+
+
 def test_a_file_behind_a_link_is_replaced_and_the_link_stays(path: Path, tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     path.symlink_to(tmp_path / "secrets" / "keys.json")
@@ -107,6 +148,7 @@ ENTRY = {"id": "0" * 12, "name": "x", "sha256": "0" * 64, "created_at": 1}
         '{"keys": [{"id": "x"}]}',
         json.dumps({"keys": [ENTRY, ENTRY]}),
         json.dumps({"keys": [{**ENTRY, "admin": True}]}),
+        json.dumps({"keys": [{**ENTRY, "of": "studio"}]}),
         json.dumps({"keys": [{**ENTRY, "max_queued": -1}]}),
     ],
 )

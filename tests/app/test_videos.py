@@ -100,6 +100,10 @@ def test_members_of_a_form_s_list_find_their_element_in_either_order(api: Api, o
 def test_an_urlencoded_form_works_too(api: Api) -> None:
     answer = api.http.post("/v1/videos", data={"prompt": "A red ball", "seconds": "2"})
     assert answer.status_code == 200, answer.text
+    # As `curl -d` sends it.
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = api.http.post("/v1/videos", content="prompt=Ein Ball f%C3%A4llt, fällt".encode(), headers=kind)
+    assert answer.json()["prompt"] == "Ein Ball fällt, fällt"
 
 
 def test_frames_are_seconds_times_fps_exactly(api: Api) -> None:
@@ -160,6 +164,8 @@ BAD = [
     ({"metadata": {"a": "x" * 20_000}}, "metadata_too_large", "metadata"),
     ({"metadata": "{"}, "invalid_value", "metadata"),
     ({"metadata": [1]}, "invalid_value", "metadata"),
+    ({"metadata": '{"a": "1", "a": "2"}'}, "invalid_value", "metadata"),
+    ({"prompts": '[{"at": 0, "text": "B", "at": 1}]'}, "invalid_value", "prompts"),
     ({"prompts": "[{]"}, "invalid_value", "prompts"),
     ({"prompts": NESTED}, "invalid_value", "prompts"),
     ({"prompts": [{"at": 1, "text": "B"}], "prompt": None}, "invalid_value", "prompts[0].at"),
@@ -205,6 +211,7 @@ def test_bad_input_gets_a_clear_error_and_makes_nothing(
         (b"prompt=x", "text/plain", 415, "unsupported_media_type"),
         (b"prompt=x", "", 415, "unsupported_media_type"),
         (b"prompt=%ff", "application/x-www-form-urlencoded", 400, "malformed_body"),
+        (b"prompt=\xff", "application/x-www-form-urlencoded", 400, "malformed_body"),
         (b"x", "multipart/form-data", 400, "malformed_body"),
         (b"x", "multipart/form-data; boundary=b", 400, "malformed_body"),
         (b"", "multipart/form-data; boundary=b", 400, "malformed_body"),

@@ -585,15 +585,29 @@ def test_both_secrets_sign_while_they_overlap(hooks: Api, receiver: Receiver, ev
         Webhook(secret).verify(call.body, call.headers)
         openai.OpenAI(api_key="none").webhooks.unwrap(call.body, call.headers, secret=secret)
     # A secret that leaked ends at once, with all before it.
-    last = hooks.http.post("/v1/webhook_secret/rotate?overlap_seconds=0").json()
+    last = hooks.http.post("/v1/webhook_secret/rotate", json={"overlap_seconds": 0}).json()
     assert last["previous"] == []
     call = tell()
     Webhook(last["secret"]).verify(call.body, call.headers)
     for secret in (first["secret"], rotated["secret"]):
         with pytest.raises(WebhookVerificationError):
             Webhook(secret).verify(call.body, call.headers)
-    answer = hooks.http.post("/v1/webhook_secret/rotate?overlap_seconds=-1")
-    hooks.error(answer, 400, "invalid_value", "overlap_seconds")
+
+
+def test_a_secret_is_not_replaced_otherwise_than_was_asked(api: Api) -> None:
+    first = api.http.get("/v1/webhook_secret").json()
+    url = "/v1/webhook_secret/rotate"
+    api.error(api.http.post(url, json={"overlap_seconds": -1}), 400, "invalid_value", "overlap_seconds")
+    api.error(api.http.post(url, json={"overlap_seconds": 2592001}), 400, "invalid_value", "overlap_seconds")
+    api.error(api.http.post(url, json={"overlap": 0}), 400, "unknown_parameter", "overlap")
+    api.error(api.http.post(f"{url}?overlap_seconds=0"), 400, "unknown_parameter", "overlap_seconds")
+    api.error(api.http.post(url, content=b"0"), 415, "unsupported_media_type", "Content-Type")
+    assert api.http.get("/v1/webhook_secret").json() == first
+    for body in ({"data": {"overlap_seconds": "0"}}, {"files": {"overlap_seconds": (None, "0")}}):
+        assert api.http.post(url, **body).json()["previous"] == []
+    kept = api.http.post(url, json={}).json()["previous"]
+    assert [old["secret"] for old in kept] != [first["secret"]]
+    assert len(kept) == 1
 
 
 def test_neither_the_secret_nor_the_receiver_s_token_reaches_logs_or_events(

@@ -54,7 +54,7 @@ class Service:
     keys: KeyFile | None
     storage: str
 
-    def key(self, name: str, **limits: float | bool) -> str:
+    def key(self, name: str, **limits: float | str) -> str:
         """A new API key."""
         assert self.keys is not None
         return self.keys.create(name, **limits)[1]  # type: ignore[arg-type]

@@ -105,7 +105,7 @@ def outcomes(
         "KEY": service.key("checks"),
         "LISTING_KEY": service.key("listing"),
         "RETRY_KEY": service.key("retries"),
-        "READ_ONLY_KEY": service.key("looking", read_only=True),
+        "READ_ONLY_KEY": service.key("looking", of=service.key("idle").split("_")[1]),
         "LIMITED_KEY": service.key("limited", seconds_per_day=3.0),
         "NO_PROXY": "127.0.0.1",
     }
