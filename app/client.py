@@ -15,7 +15,6 @@ these steps, one by blocking and one by awaiting. `_One` and `_Each` make a flow
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import math
 import os
@@ -69,6 +68,19 @@ from app.schemas import (
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
+try:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+except ImportError:  # the client runs on Windows, too
+
+    def _lock(file: BinaryIO) -> None:
+        raise OSError
+else:
+
+    def _lock(file: BinaryIO) -> None:
+        """Takes the file for this process alone. Raises OSError if it is taken, or cannot be."""
+        flock(file, LOCK_EX | LOCK_NB)
+
+
 M = TypeVar("M", bound=BaseModel)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -1190,7 +1202,7 @@ def _open_part(folder: Path, name: str) -> tuple[Path, BinaryIO]:
     part = folder / f"{name}.part"
     sink = part.open("ab")
     try:
-        fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(sink)
         # Who had it until now has made it the finished file, or removed it.
         mine = _is_at(part, sink)
     except OSError:  # it is taken, or this file system knows no locks

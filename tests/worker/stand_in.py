@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,8 @@ def main() -> None:
         time.sleep(load_seconds)
         return model
 
-    worker_main.describe = lambda spec: described  # type: ignore[attr-defined]
+    facts = SimpleNamespace(name=described.name, geometry=model.geometry)
+    worker_main.describe = lambda spec: facts  # type: ignore[attr-defined]
     worker_main.load_model = load  # type: ignore[attr-defined]
     worker_main.model_card = lambda *_: described
     sys.exit(worker_main.main(Settings()))
