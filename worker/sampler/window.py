@@ -69,6 +69,13 @@ class SamplerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        for name in ("time_shift", "guidance_scale", "context_sigma"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        for name in ("sink", "constant_shape", "graded"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
         if not (math.isfinite(self.time_shift) and self.time_shift > 0):
             raise ValueError(f"time_shift must be a finite number above 0, got {self.time_shift!r}")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
