@@ -11,6 +11,7 @@ Every key is optional; what is missing comes from the table of known models, els
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,23 @@ BUILTIN_FOLDER: Final = Path(__file__).parent / "builtin"
 
 SERVED_PIPELINES: Final = ("WanPipeline", "SkyReelsV2DiffusionForcingPipeline", "SkyReelsV2Pipeline")
 SERVED_TRANSFORMERS: Final = ("WanTransformer3DModel", "SkyReelsV2Transformer3DModel")
+
+_TRANSFORMER: Final = "transformer/config.json"
+_VAE: Final = "vae/config.json"
+
+_COUNTS: Final = {
+    _TRANSFORMER: (
+        "num_attention_heads",
+        "attention_head_dim",
+        "in_channels",
+        "text_dim",
+        "freq_dim",
+        "ffn_dim",
+        "num_layers",
+    ),
+    _VAE: ("z_dim", "base_dim", "num_res_blocks", "scale_factor_spatial", "scale_factor_temporal"),
+}
+"""Fields that are whole numbers of at least 1 where a configuration has them."""
 
 _HUB_ID: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -113,14 +131,15 @@ def describe(spec: str) -> ModelDescription:
         serving, factors = KNOWN[short]
         return _description(spec, source, short, serving, factors)
     index, transformer, vae = (
-        _read_needed(spec, source, path)
-        for path in ("model_index.json", "transformer/config.json", "vae/config.json")
+        _read_needed(spec, source, path) for path in ("model_index.json", _TRANSFORMER, _VAE)
     )
     try:
         _check(spec, index, transformer, vae)
         factors = (vae["z_dim"], vae.get("scale_factor_spatial", 8), vae.get("scale_factor_temporal", 4))
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelLoadError("model_corrupt", f"model {spec}: its configuration lacks {error}") from error
+    except ValueError as error:
+        raise ModelLoadError("model_corrupt", f"model {spec}: {error}") from error
     if short in KNOWN:
         serving = KNOWN[short][0]
     elif index["_class_name"].startswith("SkyReels"):
@@ -129,7 +148,9 @@ def describe(spec: str) -> ModelDescription:
         serving = _WAN22_5B if factors == _48_CHANNELS else _WAN_480P
     own = _read(spec, source, "longtake.json") or {}
     try:
-        name = str(own.pop("name", short))
+        name = own.pop("name", short)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a text, got {name!r}")
         served = _served_as(own, serving)
         _check_sizes(served, factors[1], transformer["patch_size"])
         return _description(spec, source, name, served, factors)
@@ -211,7 +232,10 @@ def _read_needed(spec: str, source: str, path: str) -> dict[str, Any]:
 def _check(
     spec: str, index: Mapping[str, Any], transformer: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> None:
-    """Raises ``model_unsupported`` with the first reason why this pipeline cannot run a progressive window."""
+    """Raises ``model_unsupported`` with the first reason why this pipeline cannot run a progressive window.
+
+    Raises ``ValueError`` for a field that would only fail in use.
+    """
     pipeline, network, autoencoder = index["_class_name"], transformer["_class_name"], vae["_class_name"]
     reason = None
     if pipeline not in SERVED_PIPELINES:
@@ -220,18 +244,47 @@ def _check(
         reason = f"transformer class {network} is none of {', '.join(SERVED_TRANSFORMERS)}"
     elif autoencoder != "AutoencoderKLWan":
         reason = f"autoencoder class {autoencoder} is not AutoencoderKLWan"
-    elif any(index.get("transformer_2") or ()):
-        reason = "two transformers that split the noise levels cannot share one window"
-    elif transformer.get("image_dim") is not None or transformer.get("added_kv_proj_dim") is not None:
-        reason = "the transformer needs image embeddings"
-    elif transformer["in_channels"] != vae["z_dim"]:
-        reason = f"the transformer takes {transformer['in_channels']} channels, latents have {vae['z_dim']}"
-    elif transformer["patch_size"][0] != 1:
-        reason = "the transformer joins latent frames, which then cannot have noise levels of their own"
-    elif transformer.get("num_frame_per_block", 1) != 1:
-        reason = "the transformer is set to causal attention"
+    else:
+        _check_fields(transformer, vae)
+        if any(index.get("transformer_2") or ()):
+            reason = "two transformers that split the noise levels cannot share one window"
+        elif transformer.get("image_dim") is not None or transformer.get("added_kv_proj_dim") is not None:
+            reason = "the transformer needs image embeddings"
+        elif transformer["in_channels"] != vae["z_dim"]:
+            reason = (
+                f"the transformer takes {transformer['in_channels']} channels, latents have {vae['z_dim']}"
+            )
+        elif transformer["patch_size"][0] != 1:
+            reason = "the transformer joins latent frames, which then cannot have noise levels of their own"
+        elif transformer.get("num_frame_per_block", 1) != 1:
+            reason = "the transformer is set to causal attention"
     if reason is not None:
         raise ModelLoadError("model_unsupported", f"model {spec}: {reason}")
+
+
+def _check_fields(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` naming the file and the field. What is absent is for diffusers to fill in."""
+    for file, config in ((_TRANSFORMER, transformer), (_VAE, vae)):
+        for field in _COUNTS[file]:
+            if field in config and not _is_count(config[field]):
+                raise ValueError(
+                    f"{file}: {field} must be a whole number of at least 1, got {config[field]!r}"
+                )
+    patch = transformer["patch_size"]
+    if not (isinstance(patch, list) and len(patch) == 3 and all(map(_is_count, patch))):
+        raise ValueError(f"{_TRANSFORMER}: patch_size must be three whole numbers, got {patch!r}")
+    for field in ("latents_mean", "latents_std"):
+        values = vae.get(field, [0.0] * 16)  # diffusers fills in the 16 of Wan 2.1
+        if not (isinstance(values, list) and len(values) == vae["z_dim"] and all(map(_is_number, values))):
+            raise ValueError(f"{_VAE}: {field} must be {vae['z_dim']} numbers, one for each channel")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _served_as(own: dict[str, Any], otherwise: Serving) -> Serving:
@@ -242,20 +295,22 @@ def _served_as(own: dict[str, Any], otherwise: Serving) -> Serving:
     changes: dict[str, Any] = {}
     for key in ("fps", "window_latents", "prompt_tokens"):
         if key in own:
-            if not isinstance(own[key], int) or own[key] < 1:
+            if not _is_count(own[key]):
                 raise ValueError(f"{key} must be a whole number of at least 1, got {own[key]!r}")
             changes[key] = own[key]
     if "sizes" in own:
-        changes["sizes"] = tuple(_size(text) for text in own["sizes"])
+        changes["sizes"] = tuple(_size(text) for text in _texts(own, "sizes"))
         if not changes["sizes"]:
             raise ValueError("sizes is empty")
         changes["default_size"] = changes["sizes"][0]
     if "default_size" in own:
-        changes["default_size"] = _size(own["default_size"])
+        changes["default_size"] = _size(str(own["default_size"]))
     if "sampler" in own:
+        if not isinstance(own["sampler"], dict):
+            raise ValueError(f"sampler must be an object, got {own['sampler']!r}")
         changes["sampler"] = replace(otherwise.sampler, **own["sampler"])
     if "example_prompts" in own:
-        changes["example_prompts"] = tuple(str(prompt) for prompt in own["example_prompts"])
+        changes["example_prompts"] = _texts(own, "example_prompts")
     served = replace(otherwise, **changes)
     if served.default_size not in served.sizes:
         raise ValueError(f"default_size {served.default_size} is none of sizes")
@@ -270,9 +325,18 @@ def _check_sizes(serving: Serving, spatial_factor: int, patch: Sequence[int]) ->
             raise ValueError(f"size {width}x{height} is no multiple of {columns}x{rows}")
 
 
+def _texts(own: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    if not isinstance(own[key], list) or not all(isinstance(text, str) for text in own[key]):
+        raise ValueError(f"{key} must be a list of texts, got {own[key]!r}")
+    return tuple(own[key])
+
+
 def _size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    return int(width), int(height)
+    try:
+        return int(width), int(height)
+    except ValueError as error:
+        raise ValueError(f"size {text!r} is not WIDTHxHEIGHT") from error
 
 
 def _description(

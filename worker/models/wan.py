@@ -339,7 +339,7 @@ def load_wan(
 
     ``dtype`` is that of transformer and text encoder, less the modules that must stay float32, which only
     ``from_pretrained`` knows; a later cast would take them along. Raises :class:`ModelLoadError` with code
-    ``model_corrupt`` for weights that are missing, cut short or of other shapes.
+    ``model_corrupt`` for weights that are missing, left over, cut short or of other shapes.
     """
 
     try:
@@ -347,9 +347,9 @@ def load_wan(
     except OSError as error:
         raise ModelLoadError("model_not_found", f"model {name}: {_reason(error)}") from error
     networks = {cls.__name__: cls for cls in (WanTransformer3DModel, SkyReelsV2Transformer3DModel)}
-    transformer = _weights(name, networks[network], source, "transformer", torch_dtype=dtype).to(device)
-    text_encoder = _weights(name, UMT5EncoderModel, source, "text_encoder", dtype=dtype)
-    vae = _weights(name, AutoencoderKLWan, source, "vae", torch_dtype=torch.float32)
+    transformer = load_component(name, networks[network], source, "transformer", torch_dtype=dtype).to(device)
+    text_encoder = load_component(name, UMT5EncoderModel, source, "text_encoder", dtype=dtype)
+    vae = load_component(name, AutoencoderKLWan, source, "vae", torch_dtype=torch.float32)
     tokenizer = _part(name, AutoTokenizer, source, "tokenizer")
     tokens = min(prompt_tokens, tokenizer.model_max_length)
     return WanModel(
@@ -363,20 +363,26 @@ def load_wan(
     )
 
 
-def _weights(name: str, cls: Untyped, source: str, folder: str, **options: Any) -> Any:
+def load_component(name: str, cls: Untyped, source: str, folder: str, **options: Any) -> Any:
+    """A frozen network of a pipeline. ``name`` is for messages. Raises :class:`ModelLoadError`, ``model_corrupt``."""
     module, report = _part(name, cls, source, folder, output_loading_info=True, **options)
-    # Absent weights are only a warning to the loaders, which leave random numbers in their place.
-    if missing := sorted(report["missing_keys"]):
-        raise ModelLoadError(
-            "model_corrupt", f"model {name}: {folder}: {len(missing)} weights missing, {missing[0]} first"
-        )
+    # Only warnings to the loaders, which leave random numbers in the place of absent weights, and drop layers that the
+    # configuration does not have. What a class is known to leave over is not among them; an encoder leaves a decoder.
+    faults = {"missing": report["missing_keys"]}
+    if cls is not UMT5EncoderModel:
+        faults["left over"] = report["unexpected_keys"]
+    for fault, keys in faults.items():
+        if keys:
+            raise ModelLoadError(
+                "model_corrupt", f"model {name}: {folder}: {len(keys)} weights {fault}, {min(keys)} first"
+            )
     return module.eval().requires_grad_(False)
 
 
 def _part(name: str, cls: Untyped, source: str, folder: str, **options: Any) -> Any:
     try:
         return cls.from_pretrained(source, subfolder=folder, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelLoadError("model_corrupt", f"model {name}: {folder}: {_reason(error)}") from error
 
 

@@ -69,6 +69,13 @@ class SamplerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        for name in ("time_shift", "guidance_scale", "context_sigma"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        for name in ("sink", "constant_shape", "graded"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
         if not (math.isfinite(self.time_shift) and self.time_shift > 0):
             raise ValueError(f"time_shift must be a finite number above 0, got {self.time_shift!r}")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
@@ -288,11 +295,6 @@ class WindowState:
         return not self.active
 
     @property
-    def emitted(self) -> int:
-        """Chunks emitted so far."""
-        return self.next_chunk - len(self.active)
-
-    @property
     def newest_chunk(self) -> int:
         """Number of the chunk at the back of the window; decides the prompt (:class:`PromptTimeline`)."""
         return self.next_chunk - 1
@@ -327,12 +329,6 @@ class WindowState:
         """Forwards of the whole video, done ones included; None when it is endless."""
         left = self.forwards_left
         return None if left is None else self.forward + left
-
-    @property
-    def progress(self) -> float | None:
-        """Share of the forwards done, 0 to 1; None when the video is endless."""
-        total = self.forwards_total
-        return None if total is None else self.forward / total
 
     def view(self) -> WindowInput:
         """The next forward's input. Changes nothing. Raises ``ValueError`` when the video is done."""
@@ -459,11 +455,6 @@ class WindowState:
         if total is not None and total < self.next_chunk:
             raise ValueError(f"{self.next_chunk} chunks have entered the window, total cannot be {total}")
         self.total = total
-
-    def finish(self) -> None:
-        """Ends the video with the chunks already in the window. Does nothing when it is already shrinking."""
-        if not self.draining:
-            self.total = self.next_chunk
 
     # Checkpoints ---------------------------------------------------------------------------------------------
 

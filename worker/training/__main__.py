@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -45,8 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         message = str(error)
         if isinstance(error, FileNotFoundError):
             message = f"there is no {error.filename or error}; were the stages before this one run with the same --out?"
-        if os.environ.get("RANK", "0") == "0":
-            print(f"longtake training: {message}", file=sys.stderr)
+        print(f"longtake training: {message}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -92,18 +90,13 @@ def _run(options: argparse.Namespace) -> None:
 
             try:
                 plan = study.Plan.read(options.plan)
+                autoencoder = vae.quality(folder, recipe.latents.size, device)
+                out.mkdir(parents=True, exist_ok=True)
+                (out / "autoencoder.json").write_text(json.dumps(autoencoder, indent=1) + "\n")
+                print(json.dumps(autoencoder), flush=True)
+                study.run(plan, model=str(folder), output=out / "evaluation", device=str(device))
             except cases.EvaluationError as error:
-                raise ConfigError(f"--plan: {error}") from error
-
-            autoencoder = vae.quality(folder / "vae", recipe.latents.size, device)
-            (out / "autoencoder.json").write_text(json.dumps(autoencoder, indent=1) + "\n")
-            print(json.dumps(autoencoder), flush=True)
-            study.run(
-                plan,
-                model=str(folder),
-                output=out / "evaluation",
-                device=device.type,
-            )
+                raise ConfigError(str(error)) from error
 
 
 if __name__ == "__main__":

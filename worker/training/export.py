@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from worker.models.wan import load_component
 from worker.training import run, scenes, stock, text, transformer, vae, windows
 
 EXAMPLE_PROMPTS = (
@@ -25,8 +27,8 @@ class Export:
     """What is written beside the weights."""
 
     name: str
-    dtype: str  # of all weights
-    guidance_scale: float
+    dtype: Literal["float32", "bfloat16", "float16"]  # of all weights
+    guidance_scale: run.Amount
     graded: bool = False  # levels rise within a chunk, too
 
 
@@ -43,11 +45,14 @@ def write(
 ) -> Path:
     """Writes the averaged weights of `checkpoints` to `folder` and returns it. `size` is the frame size in pixels.
 
-    The autoencoder is that of `decoder.pt`, where a decoder was trained on its own.
+    The autoencoder is that of `decoder.pt`, where a decoder was trained on its own. Raises `run.ConfigError` where it
+    was trained for another encoder than that of `vae.pt`.
     """
     device = torch.device("cpu")
-    refined = checkpoints / "decoder.pt"
-    autoencoder = vae.load(vae_model, refined if refined.exists() else checkpoints / "vae.pt", device)
+    autoencoder = vae.load(vae_model, checkpoints / "vae.pt", device)
+    if (checkpoints / "decoder.pt").exists():
+        whole, autoencoder = autoencoder, vae.load(vae_model, checkpoints / "decoder.pt", device)
+        vae.check_decoder(autoencoder.state_dict(), whole.state_dict(), checkpoints)
     network, encoder, mean, std = transformer.load(
         transformer_model, text_model, checkpoints / "transformer.pt", device
     )
@@ -99,11 +104,12 @@ def read(
     """Makes `vae.pt` and `transformer.pt` in `checkpoints` from a folder that `write` wrote, to train on from there.
 
     They hold the averaged weights and no state of an optimizer; the steps count from 0 again. Raises `run.ConfigError`
-    when the folder's weights are not of these shapes.
+    when the folder's weights are not of these shapes or checkpoints are there, and `ModelLoadError`.
     """
-    autoencoder = stock.autoencoder.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    network = stock.transformer.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-    encoder = stock.text_encoder.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
+    name, single = str(folder), torch.float32
+    autoencoder = load_component(name, stock.autoencoder, name, "vae", torch_dtype=single)
+    network = load_component(name, stock.transformer, name, "transformer", torch_dtype=single)
+    encoder = load_component(name, stock.text_encoder, name, "text_encoder", dtype=single)
     fresh = torch.nn.ModuleDict(
         {
             "transformer": transformer.build(transformer_model, vae_model.z_dim, text_model.width),
@@ -111,12 +117,9 @@ def read(
         }
     )
     both = torch.nn.ModuleDict({"transformer": network, "text_encoder": encoder})
-    try:
-        vae.build(vae_model).load_state_dict(autoencoder.state_dict())
-        fresh.load_state_dict(both.state_dict())
-    except RuntimeError as error:
-        raise run.ConfigError(f"{folder} does not hold the models of this configuration: {error}") from error
-    for name in ("vae", "transformer"):
+    run.load_weights(vae.build(vae_model), autoencoder.state_dict(), folder)
+    run.load_weights(fresh, both.state_dict(), folder)
+    for name in ("vae", "transformer", "decoder"):
         if (checkpoints / f"{name}.pt").exists():
             raise run.ConfigError(f"{checkpoints / name}.pt exists already: it is what training goes on from")
     start = {"step": 0, "seconds": 0.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,16 +23,16 @@ PIECE_FRAMES = 32
 class LatentSet:
     """How many videos are encoded. Long ones serve the middle of a video, short ones its start, and some turn."""
 
-    size: int  # pixels
-    seed: int
-    long_videos: int
-    long_latents: int
-    start_videos: int
-    start_latents: int
-    batch: int
-    settle: int  # latents at the beginning of all but the start videos that still depend on its being one
-    turning_videos: int = 0  # of `worker.training.turns`
-    turning_latents: int = 20
+    size: run.Count  # pixels
+    seed: run.Whole
+    long_videos: run.Count
+    long_latents: run.Count
+    start_videos: run.Count
+    start_latents: run.Count
+    batch: run.Count
+    settle: run.Whole  # latents at the beginning of all but start videos that still depend on its being one
+    turning_videos: run.Whole = 0  # of `worker.training.turns`
+    turning_latents: run.Count = 20
     bf16: bool = False
 
     def kinds(self) -> dict[str, tuple[int, int]]:
@@ -122,10 +123,15 @@ def _encode_part(vae: stock.Autoencoder, config: LatentSet, *, kind: str, number
 
 
 def _origin(vae: stock.Autoencoder, config: LatentSet) -> Tensor:
-    """A digest of what every batch depends on: the encoder, and all settings but how many videos there are."""
+    """A digest of what every batch depends on.
+
+    The encoder, the code of the scenes, and all settings but how many videos there are.
+    """
     digest = hashlib.sha256()
     settings = {name: value for name, value in vars(config).items() if not name.endswith("_videos")}
     digest.update(repr(sorted(settings.items())).encode())
+    for module in (scenes, turns):
+        digest.update(inspect.getsource(module).encode())
     for name, weight in sorted(vae.state_dict().items()):
         if name.startswith(("decoder.", "post_quant_conv.")):
             continue
@@ -135,12 +141,12 @@ def _origin(vae: stock.Autoencoder, config: LatentSet) -> Tensor:
 
 def _is_of(path: Path, origin: Tensor) -> bool:
     """Whether the batch at `path` is there and of this origin; one of another is told, and made again."""
-    part = run.load_checkpoint(path, torch.device("cpu"))
+    part = run.load_checkpoint(path)
     if part is None:
         return False
     if "origin" in part and torch.equal(part["origin"], origin):
         return True
-    print(f"{path.name} is of another autoencoder or set: made again", flush=True)
+    print(f"{path.name} is of another autoencoder, set or version: made again", flush=True)
     return False
 
 
@@ -187,7 +193,7 @@ def make(
 
 def load(path: Path, device: torch.device) -> Latents:
     """The training set, normalised, on `device`."""
-    parts = run.load_checkpoint(path, torch.device("cpu"))
+    parts = run.load_checkpoint(path)
     if parts is None:
         raise FileNotFoundError(path)
     shape = (1, -1, 1, 1, 1)

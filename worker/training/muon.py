@@ -62,6 +62,15 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(change.view_as(parameter), alpha=-group["lr"] * size)
 
 
+def restore(optimizers: list[torch.optim.Optimizer], saved: list[dict[str, Any]]) -> None:
+    """Optimizers go on from their saved states, with their own settings: the configuration may have changed."""
+    for optimizer, state in zip(optimizers, saved, strict=True):
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+
+
 def optimizers(
     matrices: list[nn.Parameter], rest: list[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:

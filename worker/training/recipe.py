@@ -22,7 +22,7 @@ class Machine:
     """Where the recipe runs."""
 
     device: str = "auto"
-    threads: int = 0  # per process, of a CPU; 0 leaves the choice to torch
+    threads: run.Whole = 0  # per process, of a CPU; 0 leaves the choice to torch
 
 
 def _tables(path: Path, *extended_by: Path) -> dict[str, Any]:
@@ -53,6 +53,15 @@ class Recipe:
     windows: WindowMixture
     transformer_training: TransformerTraining
     export: Export
+
+    def __post_init__(self) -> None:
+        longest = self.windows.longest
+        for kind, (videos, latents) in self.latents.kinds().items():
+            length = latents if kind == "start" else latents - self.latents.settle
+            if videos and length < longest:
+                raise run.ConfigError(
+                    f"[windows] has windows of {longest} latents, [latents] gives {kind} videos {length}"
+                )
 
     @staticmethod
     def read(path: Path) -> Recipe:

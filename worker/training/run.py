@@ -5,32 +5,45 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
+import textwrap
 import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
-from torch import distributed
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor, distributed
 
 from worker.devices import device_of
 
 Section = TypeVar("Section")
 
+# What the fields of a table may hold; `section` checks it.
+Whole: TypeAlias = Annotated[int, Field(ge=0)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Amount: TypeAlias = Annotated[float, Field(ge=0)]
+Rate: TypeAlias = Annotated[float, Field(gt=0)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Part: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+
 
 class ConfigError(ValueError):
-    """A configuration file that does not fit the recipe."""
+    """A configuration file, or an input, that does not fit the recipe; one line for a person."""
 
     code: ClassVar[str] = "invalid_training_config"
 
 
 def section(kind: type[Section], table: dict[str, Any], where: str) -> Section:
-    """A dataclass from one table of a TOML file; lists become tuples, unknown or missing keys are an error."""
+    """A dataclass from one table of a TOML file; lists become tuples.
+
+    Raises `ConfigError` for an unknown, missing or senseless value.
+    """
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     unknown = set(table) - known
     if unknown:
@@ -40,7 +53,8 @@ def section(kind: type[Section], table: dict[str, Any], where: str) -> Section:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = "".join(f" {part}" for part in problem["loc"])
-        raise ConfigError(f"[{where}]{place}: {problem['msg']}") from error
+        told = problem.get("ctx", {}).get("error", problem["msg"])
+        raise ConfigError(f"[{where}]{place}: {told}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -53,9 +67,20 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one. Raises `ConfigError` for a device that is not there."""
+    """`auto` is the GPU if there is one; each of several processes gets its own.
+
+    Raises `ConfigError` for a device that is not there, and for more processes than GPUs.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        processes = int(os.environ["LOCAL_WORLD_SIZE"])
+        if processes > (gpus := torch.cuda.device_count() if name == "cuda" else 1):
+            raise ConfigError(
+                f"[machine] device {name}: {processes} processes need a GPU each, there are {gpus}"
+            )
+        if name == "cuda":
+            name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         return device_of(name)
     except ValueError as error:
@@ -73,6 +98,8 @@ class Ranks:
         self.rank = int(os.environ.get("RANK", "0"))
         self.device = device
         if self.count > 1 and not distributed.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # NCCL talks through the current one
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
     @property
@@ -160,12 +187,27 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """The checkpoint at `path`, or None."""
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at `path`, or None. Raises `ConfigError` where it cannot be read.
+
+    On the CPU, where an optimizer wants some of its state; modules and optimizers copy the rest to their device.
+    """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path} cannot be read: {textwrap.shorten(str(error), 200)}") from error
     return state
+
+
+def load_weights(module: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Loads weights that come from `source`. Raises `ConfigError` where they are not those of such a module."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        told = textwrap.shorten(str(error), 200)
+        raise ConfigError(f"{source} does not hold the models of this configuration: {told}") from error
 
 
 def report(log: Path, **values: Any) -> None:

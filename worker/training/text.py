@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from worker.training import scenes, stock
+from worker.training import run, scenes, stock
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
@@ -17,10 +17,10 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 class TextModel:
     """Shape of the text encoder."""
 
-    prompt_tokens: int  # length in training and in serving
-    width: int
-    layers: int
-    heads: int
+    prompt_tokens: run.Count  # length in training and in serving
+    width: run.Count
+    layers: run.Count
+    heads: run.Count
 
 
 def vocabulary() -> list[str]:

@@ -18,29 +18,29 @@ from worker.training import latents as latent_sets
 class TransformerModel:
     """Shape of the transformer."""
 
-    heads: int
-    head_width: int
-    layers: int
-    ffn_width: int
-    frequencies: int  # of the noise-level embedding
+    heads: run.Count
+    head_width: run.Count
+    layers: run.Count
+    ffn_width: run.Count
+    frequencies: run.Count  # of the noise-level embedding
 
 
 @dataclass(frozen=True)
 class TransformerTraining:
     """How transformer and text encoder are trained."""
 
-    seed: int
-    steps: int
-    minutes: float  # wall-clock budget, 0 for none
-    learning_rate: float
-    weight_decay: float
-    hold: float  # fraction of the run at full learning rate
-    batch: int  # full windows per step
-    near_weight: float  # extra loss weight of latents near the shape
-    caption_dropout: float
-    filler: float  # share of captions with meaningless words
-    average: float
-    checkpoint_steps: int
+    seed: run.Whole
+    steps: run.Count
+    minutes: run.Amount  # wall-clock budget, 0 for none
+    learning_rate: run.Rate
+    weight_decay: run.Amount
+    hold: run.Part  # fraction of the run at full learning rate
+    batch: run.Count  # full windows per step
+    near_weight: run.Amount  # extra loss weight of latents near the shape
+    caption_dropout: run.Share
+    filler: run.Share  # share of captions with meaningless words
+    average: run.Part
+    checkpoint_steps: run.Count
     compile: bool
     bf16: bool
 
@@ -107,6 +107,8 @@ def train(
     ranks = run.Ranks(device)
     torch.manual_seed(config.seed)
     data = latent_sets.load(out / "latents.pt", device)
+    if mixture.turning and data.turning is None:
+        raise run.ConfigError("[windows] turning needs [latents] turning_videos")
     words = text.tokenizer(text_model)
     encoder = text.build(text_model, len(words)).to(device)
     transformer = build(model, data.mean.shape[0], text_model.width).to(device)
@@ -116,20 +118,22 @@ def train(
     )
     schedule = run.Schedule(config.steps, config.minutes, warmup_steps=100, hold=config.hold)
     average, step = copy.deepcopy(both).requires_grad_(False), 0
-    saved = run.load_checkpoint(checkpoint, device)
+    saved = run.load_checkpoint(checkpoint)
     if saved:
-        both.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
+        run.load_weights(both, saved["model"], checkpoint)
+        run.load_weights(average, saved["average"], checkpoint)
+        if not all(torch.allclose(saved[name], getattr(data, name).cpu()) for name in ("mean", "std")):
+            raise run.ConfigError(f"{checkpoint} was trained on latents normalised otherwise than latents.pt")
         if "optimizers" in saved:  # not in imported weights
-            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
+            muon.restore(optimizers, saved["optimizers"])
         step, schedule.earlier_seconds = saved["step"], saved["seconds"]
     run_block = forward.compiled_block() if config.compile else forward.block
     for name, module in both.items():
         print(f"{name}: {sum(p.numel() for p in module.parameters()):,} parameters on {device}", flush=True)
 
     losses: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=100))
-    while ranks.agree(schedule.fraction(step)) < 1 and step != stop:
+    done = ranks.agree(schedule.fraction(step))
+    while done < 1 and step != stop:
         rng, noise = ranks.rng(config.seed, step), ranks.noise(config.seed, step)
         window = windows.draw(data, mixture, config.batch, rng)
         captions = [
@@ -156,7 +160,8 @@ def train(
         run.update_average(average, both, config.average, step)
         losses[window.kind].append(loss.item())
         step += 1
-        if ranks.first and (step % config.checkpoint_steps == 0 or schedule.fraction(step) >= 1):
+        done = ranks.agree(schedule.fraction(step))
+        if ranks.first and (step % config.checkpoint_steps == 0 or done >= 1):
             run.save_checkpoint(
                 checkpoint,
                 {
@@ -182,7 +187,7 @@ def train(
 
 def statistics(checkpoint: Path) -> tuple[Tensor, Tensor] | None:
     """Mean and std (z,) of the latents that a checkpoint was trained on; None where there is none."""
-    saved = run.load_checkpoint(checkpoint, torch.device("cpu"))
+    saved = run.load_checkpoint(checkpoint)
     return (saved["mean"], saved["std"]) if saved else None
 
 
@@ -190,12 +195,12 @@ def load(
     model: TransformerModel, text_model: text.TextModel, checkpoint: Path, device: torch.device
 ) -> tuple[stock.Transformer, stock.TextEncoder, Tensor, Tensor]:
     """Averaged transformer and text encoder of a training checkpoint, and mean and std of the latents, each (z,)."""
-    saved = run.load_checkpoint(checkpoint, device)
+    saved = run.load_checkpoint(checkpoint)
     if saved is None:
         raise FileNotFoundError(checkpoint)
     transformer = build(model, saved["mean"].shape[0], text_model.width)
     encoder = text.build(text_model, len(text.tokenizer(text_model)))
     both = nn.ModuleDict({"transformer": transformer, "text_encoder": encoder}).to(device)
-    both.load_state_dict(saved["average"])
+    run.load_weights(both, saved["average"], checkpoint)
     both.eval().requires_grad_(False)
     return transformer, encoder, saved["mean"], saved["std"]

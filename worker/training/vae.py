@@ -11,12 +11,14 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from worker.models.wan import load_component
 from worker.training import muon, run, scenes, stock
 
 LATENT_FRAMES = 4
@@ -30,12 +32,12 @@ FeatureCache = list[Any]
 class VaeModel:
     """Shape of the autoencoder (arguments of `AutoencoderKLWan`)."""
 
-    base_dim: int
-    z_dim: int
-    dim_mult: tuple[int, ...]
-    num_res_blocks: int
+    base_dim: run.Count
+    z_dim: run.Count
+    dim_mult: tuple[run.Count, ...]
+    num_res_blocks: run.Count
     temporal_downsample: tuple[bool, ...]
-    patch_size: int
+    patch_size: run.Count
     is_residual: bool = False
 
 
@@ -43,20 +45,20 @@ class VaeModel:
 class VaeTraining:
     """How the autoencoder is trained."""
 
-    size: int  # pixels
-    seed: int
-    steps: int
-    minutes: float  # wall-clock budget, 0 for none
-    learning_rate: float
-    batch: int  # videos per step at full size; crops get more, for an equal number of pixels
-    crop: int  # pixels
-    full_from: float  # fraction of the run from which only whole frames are used
-    piece_latents: tuple[int, ...]  # latents per step, drawn at random
-    restart: float  # probability per step that the videos are replaced by new ones
-    shape_weight: float  # extra loss weight of pixels at the shape
-    kl_weight: float
-    average: float  # decay of the weight average
-    checkpoint_steps: int
+    size: run.Count  # pixels
+    seed: run.Whole
+    steps: run.Count
+    minutes: run.Amount  # wall-clock budget, 0 for none
+    learning_rate: run.Rate
+    batch: run.Count  # videos per step at full size; crops get more, with half as many pixels in all
+    crop: run.Count  # pixels
+    full_from: run.Share  # fraction of the run from which only whole frames are used
+    piece_latents: Annotated[tuple[run.Count, ...], Field(min_length=1)]  # latents per step, drawn at random
+    restart: run.Share  # probability per step that the videos are replaced by new ones
+    shape_weight: run.Amount  # extra loss weight of pixels at the shape
+    kl_weight: run.Amount
+    average: run.Part  # decay of the weight average
+    checkpoint_steps: run.Count
     bf16: bool
 
 
@@ -217,6 +219,13 @@ def _split(vae: stock.Autoencoder) -> tuple[list[nn.Parameter], list[nn.Paramete
     return inner, [p for p in trained if id(p) not in chosen]
 
 
+def check_decoder(refined: dict[str, Tensor], whole: dict[str, Tensor], folder: Path) -> None:
+    """Raises `run.ConfigError` where the weights of `decoder.pt` have another encoder than those of `vae.pt`."""
+    for name, weight in whole.items():
+        if name.startswith(("encoder.", "quant_conv.")) and not torch.equal(refined[name], weight.cpu()):
+            raise run.ConfigError(f"{folder / 'decoder.pt'} was trained for another {folder / 'vae.pt'}")
+
+
 def train(
     model: VaeModel,
     config: VaeTraining,
@@ -246,13 +255,14 @@ def train(
     schedule = run.Schedule(config.steps, config.minutes, warmup_steps=50, hold=0.3)
     trained = [p for p in vae.parameters() if p.requires_grad]
     average, step = copy.deepcopy(vae).requires_grad_(False), 0
-    saved = run.load_checkpoint(checkpoint, device)
+    saved = run.load_checkpoint(checkpoint)
     if saved:
-        vae.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
+        run.load_weights(average, saved["average"], checkpoint)
+        if decoder_only:
+            check_decoder(saved["average"], vae.state_dict(), out)
+        run.load_weights(vae, saved["model"], checkpoint)
         if "optimizers" in saved:  # not in imported weights
-            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
+            muon.restore(optimizers, saved["optimizers"])
         step, schedule.earlier_seconds = saved["step"], saved["seconds"]
     elif not decoder_only:
         rng = np.random.default_rng((config.seed, config.steps))
@@ -262,7 +272,8 @@ def train(
     print(f"{name}: {sum(p.numel() for p in trained):,} parameters on {device}", flush=True)
 
     lanes: dict[int, _Lane] = {}
-    while (done := ranks.agree(schedule.fraction(step))) < 1 and step != stop:
+    done = ranks.agree(schedule.fraction(step))
+    while done < 1 and step != stop:
         rng, noise = ranks.rng(config.seed, step), ranks.noise(config.seed, step)
         if step % config.checkpoint_steps == 0:
             lanes.clear()  # what a resumed run begins with
@@ -292,7 +303,8 @@ def train(
         lane.stream.detach()
         run.update_average(average, vae, config.average, step)
         step += 1
-        if ranks.first and (step % config.checkpoint_steps == 0 or schedule.fraction(step) >= 1):
+        done = ranks.agree(schedule.fraction(step))
+        if ranks.first and (step % config.checkpoint_steps == 0 or done >= 1):
             run.save_checkpoint(
                 checkpoint,
                 {
@@ -320,17 +332,20 @@ def train(
 
 def load(model: VaeModel, checkpoint: Path, device: torch.device) -> stock.Autoencoder:
     """The averaged weights of a training checkpoint, ready to use."""
-    saved = run.load_checkpoint(checkpoint, device)
+    saved = run.load_checkpoint(checkpoint)
     if saved is None:
         raise FileNotFoundError(checkpoint)
     vae = build(model).to(device).eval().requires_grad_(False)
-    vae.load_state_dict(saved["average"])
+    run.load_weights(vae, saved["average"], checkpoint)
     return vae
 
 
 def quality(folder: Path, size: int, device: torch.device) -> dict[str, Any]:
-    """Reconstruction PSNR in dB of an exported autoencoder on held-out scenes: short clips, and every 10 s of 60 s."""
-    vae = stock.autoencoder.from_pretrained(folder).to(device).eval()
+    """Reconstruction PSNR in dB of an exported autoencoder on held-out scenes: short clips, and every 10 s of 60 s.
+
+    `folder` is that of the whole pipeline. Raises `ModelLoadError`.
+    """
+    vae = load_component(str(folder), stock.autoencoder, str(folder), "vae").to(device)
     minute = psnr(vae, size, 60 * scenes.FPS + 1, count=2)
     return {
         "psnr_9_frames": round(float(psnr(vae, size, 9, count=16).mean()), 2),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from worker.sampler.noise import graded_levels
 from worker.training.latents import Clips, Latents
-from worker.training.run import ConfigError
+from worker.training.run import ConfigError, Count, Share, Whole
 from worker.training.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SceneAttributes
 
 EMPHASIS = 2.5
@@ -27,27 +27,37 @@ TURNING_AT_ONE_LEVEL = 0.15
 class WindowMixture:
     """The window of the sampler, and the probability of each kind of training window."""
 
-    chunk_latents: int
-    chunks_in_flight: int
-    context_chunks: int
-    forwards_per_shift: int
-    on_grid: float  # share of windows whose u is one that `forwards_per_shift` visits
-    steady: float  # full window behind clean context
-    steady_start: float  # share of those whose context is the very start of a video
-    growing: float  # the first windows of a video: no context, noisiest slots only
-    continued: float  # the first windows behind a given image or clip
-    shrinking: float  # the last windows: context and the cleanest slots
-    context: float  # clean context and one common level (replacement without noise)
-    single: float  # one common level, no context
-    single_latents: float  # chunks of one latent (the ablation without chunks)
-    turning: float = 0.0  # as `steady` or `context`, behind another past than the caption says
-    graded: float = 0.0  # share of the progressive windows whose levels rise within a chunk, too
+    chunk_latents: Count
+    chunks_in_flight: Count
+    context_chunks: Whole
+    forwards_per_shift: Count
+    on_grid: Share  # share of windows whose u is one that `forwards_per_shift` visits
+    steady: Share  # full window behind clean context
+    steady_start: Share  # share of those whose context is the very start of a video
+    growing: Share  # the first windows of a video: no context, noisiest slots only
+    continued: Share  # the first windows behind a given image or clip
+    shrinking: Share  # the last windows: context and the cleanest slots
+    context: Share  # clean context and one common level (replacement without noise)
+    single: Share  # one common level, no context
+    single_latents: Share  # chunks of one latent (the ablation without chunks)
+    turning: Share = 0.0  # as `steady` or `context`, behind another past than the caption says
+    graded: Share = 0.0  # share of the progressive windows whose levels rise within a chunk, too
     emphasis: tuple[str, ...] = ()  # shapes, motions...: each makes what has it EMPHASIS times as frequent
 
     def __post_init__(self) -> None:
         unknown = {*self.emphasis} - {*BACKGROUNDS, *COLORS, *SHAPES, *MOTIONS}
         if unknown:
-            raise ConfigError(f"[windows] emphasis: no scene has {sorted(unknown)}")
+            raise ConfigError(f"emphasis: no scene has {sorted(unknown)}")
+        if not self.kinds():
+            raise ConfigError("no kind of window has a probability")
+        if self.shrinking and self.chunks_in_flight == 1:
+            raise ConfigError("shrinking: a window of one chunk cannot shrink")
+
+    @property
+    def longest(self) -> int:
+        """Latents of the longest window."""
+        slots = self.chunk_latents * self.chunks_in_flight
+        return max(slots + self.chunk_latents * self.context_chunks, slots + bool(self.continued))
 
     def kinds(self) -> dict[str, float]:
         """Probability by kind."""
@@ -150,7 +160,6 @@ def draw(data: Latents, mixture: WindowMixture, batch: int, rng: np.random.Gener
         levels = np.repeat(levels, chunk, 1)
     sigmas = np.concatenate([np.zeros((batch, clean)), levels], 1)
     clips = data.start if at_start else data.turning if kind == "turning" else data.middle
-    if clips is None:
-        raise ConfigError("[windows] turning needs [latents] turning_videos")
+    assert clips is not None, "a set without clips that turn has no windows of them"
     latents, near, attributes = _cut(clips, batch, length, rng, at_start=at_start, emphasis=mixture.emphasis)
     return Window(kind, latents, torch.from_numpy(sigmas).float().to(latents.device), near, attributes)

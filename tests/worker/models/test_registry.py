@@ -218,15 +218,23 @@ def test_a_second_transformer_that_is_absent_does_not_matter(copy: Path) -> None
     ("changes", "reason"),
     [
         ({"fsp": 24}, "unknown keys ['fsp']"),
+        ({"name": None}, "name must be a text"),
         ({"fps": 0}, "fps"),
-        ({"sizes": ["64 by 64"]}, "longtake.json"),
+        ({"fps": True}, "fps"),
+        ({"example_prompts": "a red circle"}, "example_prompts"),
+        ({"example_prompts": [3]}, "example_prompts"),
+        ({"sizes": "64x64"}, "sizes"),
+        ({"sizes": ["64 by 64"]}, "size '64 by 64'"),
+        ({"default_size": 64}, "size '64'"),
         ({"sizes": ["72x64"], "default_size": "72x64"}, "72x64 is no multiple of 16x16"),
         ({"sizes": ["0x64"], "default_size": "0x64"}, "no multiple"),
         ({"sizes": []}, "sizes is empty"),
         ({"default_size": "128x128"}, "none of sizes"),
         ({"sampler": {"chunk_latents": 0}}, "chunk_latents"),
         ({"sampler": {"chunks": 2}}, "chunks"),
-        ({"sampler": 3}, "longtake.json"),
+        ({"sampler": {"graded": "false"}}, "graded"),
+        ({"sampler": {"time_shift": "1"}}, "time_shift"),
+        ({"sampler": 3}, "sampler must be"),
     ],
 )
 def test_a_wrong_longtake_json_is_refused_with_the_reason(
@@ -235,7 +243,48 @@ def test_a_wrong_longtake_json_is_refused_with_the_reason(
     edit(copy, "longtake.json", **changes)
     code, message = refusal(copy)
     assert code == "model_corrupt"
+    assert "longtake.json" in message
     assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("transformer/config.json", {"num_layers": "3"}),
+        ("transformer/config.json", {"num_attention_heads": True}),
+        ("transformer/config.json", {"patch_size": 2}),
+        ("transformer/config.json", {"patch_size": [1, 2]}),
+        ("vae/config.json", {"z_dim": 4.0}),
+        ("vae/config.json", {"scale_factor_spatial": None}),
+        ("vae/config.json", {"scale_factor_temporal": 0}),
+        ("vae/config.json", {"latents_mean": None}),
+        ("vae/config.json", {"latents_mean": [0.0, 0.0, 0.0, "0"]}),
+        ("vae/config.json", {"latents_std": [1.0, 1.0, 1.0]}),
+    ],
+)
+def test_a_field_that_would_only_fail_in_use_is_corrupt(
+    copy: Path, file: str, changes: dict[str, Any]
+) -> None:
+    edit(copy, file, **changes)
+    code, message = refusal(copy)
+    assert code == "model_corrupt"
+    assert f"{file}: {next(iter(changes))} must be" in message
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_absent_statistics_of_the_latents_are_those_of_wan_which_has_16_channels(
+    copy: Path, channels: int
+) -> None:
+    edit(copy, "transformer/config.json", in_channels=channels)
+    edit(copy, "vae/config.json", z_dim=channels)
+    for name in ("latents_mean", "latents_std"):
+        config = json.loads((copy / "vae/config.json").read_text())
+        del config[name]
+        (copy / "vae/config.json").write_text(json.dumps(config))
+    if channels == 16:
+        assert describe(str(copy)).geometry.latent_channels == 16
+    else:
+        assert "vae/config.json: latents_mean" in refusal(copy)[1]
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "vae/config.json", "longtake.json"])
@@ -287,6 +336,37 @@ def test_weights_of_another_shape_are_corrupt(copy: Path) -> None:
     save_file(tensors, file, {"format": "pt"})
     code, message = refusal(copy, load=True)
     assert (code, "transformer" in message) == ("model_corrupt", True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"num_layers": 2}, "27 weights left over, blocks.2.attn1.norm_k.weight first"),
+        ({"cross_attn_norm": False}, "6 weights left over, blocks.0.norm2.bias first"),
+    ],
+)
+def test_weights_of_layers_that_the_configuration_lacks_are_corrupt(
+    copy: Path, changes: dict[str, Any], left: str
+) -> None:
+    edit(copy, "transformer/config.json", **changes)
+    code, message = refusal(copy, load=True)
+    assert code == "model_corrupt"
+    assert f"transformer: {left}" in message
+
+
+def test_a_weight_that_no_layer_of_the_autoencoder_takes_is_corrupt(copy: Path) -> None:
+    file = copy / WEIGHTS["vae"]
+    save_file(load(file.read_bytes()) | {"decoder.spare": torch.ones(1)}, file, {"format": "pt"})
+    code, message = refusal(copy, load=True)
+    assert code == "model_corrupt"
+    assert "vae: 1 weights left over, decoder.spare first" in message
+
+
+def test_weights_that_diffusers_knows_to_be_left_over_do_not_matter(copy: Path) -> None:
+    file = copy / WEIGHTS["transformer"]
+    spare = {"blocks.0.attn2.norm_added_q.weight": torch.ones(24)}
+    save_file(load(file.read_bytes()) | spare, file, {"format": "pt"})
+    load_model(str(copy))
 
 
 def test_a_missing_tokenizer_is_corrupt(copy: Path) -> None:

@@ -100,7 +100,7 @@ def test_an_endless_video_that_is_finished_equals_one_planned_at_that_length(
     while state.newest_chunk < 6:
         (emitted,) = step(model, [state], [PROMPT], [NEGATIVE])
         chunks += [] if emitted is None else [emitted.latents]
-    state.finish()
+    state.set_total(state.next_chunk)
     planned = finish(model, WindowState.start(config(), 1, SHAPE, total=7))
     assert equal(chunks + finish(model, state), planned)
 

@@ -28,3 +28,21 @@ def test_muon_and_adamw_together_fit_a_convolution() -> None:
             optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_restored_optimizers_go_on_with_their_own_settings() -> None:
+    def fresh(weight_decay: float) -> list[torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 4)
+        layer(torch.ones(4)).sum().backward()
+        return muon.optimizers([layer.weight], [layer.bias], learning_rate=2e-2, weight_decay=weight_decay)
+
+    saved = fresh(0.01)
+    for optimizer in saved:
+        optimizer.step()
+    restored = fresh(0.3)
+    muon.restore(restored, [optimizer.state_dict() for optimizer in saved])
+    for before, after in zip(saved, restored, strict=True):
+        assert [group["weight_decay"] for group in after.param_groups] == [0.3]
+        (known,), (state,) = before.state.values(), after.state.values()
+        assert all(torch.equal(known[name], state[name]) for name in known)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +47,17 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("vae", "latents", "transformer", "decoder", "export"):
         command.main([*stage.split(), "--config", str(CONFIG), "--out", str(folder)])
     return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that ends the command."""
+    with pytest.raises(SystemExit) as ended:
+        command.main([*map(str, arguments)])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("longtake training: ")
+    assert error.count("\n") == 1
+    return error
 
 
 def test_training_as_a_stream_equals_encoding_and_decoding_whole_videos(recipe: Recipe) -> None:
@@ -103,7 +116,7 @@ def test_training_the_transformer_lowers_its_loss(recipe: Recipe, out: Path, tmp
 def test_a_run_that_was_interrupted_ends_bit_equal(recipe: Recipe, out: Path, tmp_path: Path) -> None:
     for name in ("vae", "transformer", "decoder"):
         (tmp_path / "latents.pt").write_bytes((out / "latents.pt").read_bytes())
-        whole = run.load_checkpoint(out / f"{name}.pt", CPU)
+        whole = run.load_checkpoint(out / f"{name}.pt")
         for stop in (8, 16):  # steps: a first process that ends at a checkpoint, and a second that goes on
             torch.manual_seed(stop)
             if name != "transformer":
@@ -125,12 +138,60 @@ def test_a_run_that_was_interrupted_ends_bit_equal(recipe: Recipe, out: Path, tm
                     device=CPU,
                     stop=stop,
                 )
-        continued = run.load_checkpoint(tmp_path / f"{name}.pt", CPU)
+        continued = run.load_checkpoint(tmp_path / f"{name}.pt")
         assert whole is not None
         assert continued is not None
         assert continued["step"] == whole["step"] == 16
         for key, value in whole["average"].items():
             assert torch.equal(value, continued["average"][key]), key
+
+
+@pytest.mark.parametrize("stage", ["vae", "transformer"])
+def test_steps_in_bfloat16_are_nearly_those_in_float32(
+    recipe: Recipe, out: Path, tmp_path: Path, stage: str
+) -> None:
+    weights, losses = [], []
+    for bf16 in (False, True):
+        folder = tmp_path / str(bf16)
+        folder.mkdir()
+        shutil.copy(out / "latents.pt", folder)
+        short = {"steps": 3, "checkpoint_steps": 3, "bf16": bf16}
+        if stage == "vae":
+            vae.train(recipe.vae, replace(recipe.vae_training, **short), folder, CPU)
+        else:
+            transformer.train(
+                recipe.transformer,
+                recipe.text,
+                recipe.windows,
+                replace(recipe.transformer_training, **short),
+                out=folder,
+                device=CPU,
+            )
+        saved = run.load_checkpoint(folder / f"{stage}.pt")
+        assert saved is not None
+        weights.append(saved["model"])
+        assert {weight.dtype for weight in weights[-1].values()} == {torch.float32}
+        row = json.loads((folder / f"{stage}.jsonl").read_text())
+        losses.append({name: value for name, value in row.items() if name not in ("minutes", "step", "rate")})
+    assert not all(torch.equal(weight, weights[0][name]) for name, weight in weights[1].items())
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize("looks", [4, 5, 6])
+def test_a_run_that_the_clock_ends_is_saved_at_its_last_step(
+    recipe: Recipe, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """The clock is over at one look or another: for the rate, for the checkpoint, for the next step."""
+    shutil.copy(out / "latents.pt", tmp_path)
+    clock = iter(range(1, 100))
+    monkeypatch.setattr(run.Schedule, "fraction", lambda *_: min(1.0, next(clock) / looks))
+    settings = replace(recipe.transformer_training, checkpoint_steps=1000)
+    transformer.train(
+        recipe.transformer, recipe.text, recipe.windows, settings, out=tmp_path, device=CPU, stop=10
+    )
+    saved = run.load_checkpoint(tmp_path / "transformer.pt")
+    assert saved is not None
+    assert 0 < saved["step"] < 10
 
 
 def test_latents_are_normalised_and_reproducible(recipe: Recipe, out: Path, tmp_path: Path) -> None:
@@ -142,8 +203,8 @@ def test_latents_are_normalised_and_reproducible(recipe: Recipe, out: Path, tmp_
     assert torch.equal(data.start.latents, again.start.latents)
 
 
-def test_latents_of_another_autoencoder_or_seed_are_made_again_and_no_others(
-    recipe: Recipe, out: Path, tmp_path: Path
+def test_latents_of_another_autoencoder_seed_or_scene_are_made_again_and_no_others(
+    recipe: Recipe, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = replace(recipe.latents, long_videos=2, start_videos=2, turning_videos=0, batch=2)
     autoencoder = vae.load(recipe.vae, out / "vae.pt", CPU)
@@ -166,7 +227,59 @@ def test_latents_of_another_autoencoder_or_seed_are_made_again_and_no_others(
     made(few)
     with torch.no_grad():
         next(p for name, p in autoencoder.named_parameters() if name.startswith("encoder.")).mul_(1.1)
-    assert not torch.allclose(made(few)[0], first)
+    again, written = made(few)
+    assert not torch.allclose(again, first)
+    source, changed = inspect.getsource, list[object]()
+    monkeypatch.setattr(inspect, "getsource", lambda of: source(of) + "FPS = 12\n" * (of in changed))
+    for module in (scenes, turns):
+        changed.append(module)
+        _, written_again = made(few)
+        assert written_again > written
+        written = written_again
+
+
+def test_latents_that_a_checkpoint_was_not_trained_on_are_refused(
+    recipe: Recipe, out: Path, tmp_path: Path
+) -> None:
+    def train() -> None:
+        transformer.train(
+            recipe.transformer,
+            recipe.text,
+            recipe.windows,
+            recipe.transformer_training,
+            out=tmp_path,
+            device=CPU,
+            stop=0,
+        )
+
+    parts = torch.load(out / "latents.pt", weights_only=True)
+    torch.save({name: part for name, part in parts.items() if "turning" not in name}, tmp_path / "latents.pt")
+    with pytest.raises(run.ConfigError, match="turning_videos"):
+        train()
+    shutil.copy(out / "transformer.pt", tmp_path)
+    torch.save(parts, tmp_path / "latents.pt")
+    train()
+    for name in ("mean", "std"):
+        torch.save(parts | {name: parts[name] * 1.01}, tmp_path / "latents.pt")
+        with pytest.raises(run.ConfigError, match="normalised otherwise"):
+            train()
+
+
+def test_a_decoder_of_another_autoencoder_is_refused(
+    recipe: Recipe, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("decoder", "transformer"):
+        shutil.copy(out / f"{name}.pt", tmp_path)
+    saved = torch.load(out / "vae.pt", weights_only=True)
+    saved["average"]["quant_conv.bias"] += 0.1
+    torch.save(saved, tmp_path / "vae.pt")
+    for stage in ("decoder", "export"):
+        told = refused(capsys, stage, "--config", CONFIG, "--out", tmp_path)
+        assert "decoder.pt was trained for another" in told
+    (tmp_path / "vae.pt").unlink()
+    (tmp_path / "transformer.pt").unlink()
+    with pytest.raises(run.ConfigError, match=r"decoder.pt exists already"):
+        export.read(recipe.vae, recipe.text, recipe.transformer, folder=out / "model", checkpoints=tmp_path)
 
 
 def test_the_turns_of_encoded_videos_are_where_their_latents_change(recipe: Recipe, out: Path) -> None:
@@ -207,8 +320,8 @@ def test_exported_weights_can_be_trained_further_without_their_checkpoints(
     arguments = ["--config", str(CONFIG), "--out", str(tmp_path), "--model", str(out / "model")]
     command.main(["import", *arguments])
     for name in ("vae", "transformer"):
-        imported = run.load_checkpoint(tmp_path / f"{name}.pt", CPU)
-        source = run.load_checkpoint(out / ("decoder.pt" if name == "vae" else "transformer.pt"), CPU)
+        imported = run.load_checkpoint(tmp_path / f"{name}.pt")
+        source = run.load_checkpoint(out / ("decoder.pt" if name == "vae" else "transformer.pt"))
         assert imported is not None
         assert source is not None
         assert all(torch.equal(value, source["average"][key]) for key, value in imported["model"].items())
@@ -273,11 +386,22 @@ def test_the_last_stage_evaluates_what_was_exported(out: Path, tmp_path: Path) -
     plan.write_text(
         'segment_seconds = 2\n[[sets]]\nseconds = 2\nprompts = 1\nmethods = ["rendered", "progressive"]\n'
     )
-    command.main(["evaluate", "--config", str(CONFIG), "--out", str(out), "--plan", str(plan)])
-    assert json.loads((out / "autoencoder.json").read_text())["psnr_97_frames"] > 0
-    results = json.loads((out / "evaluation" / "results.json").read_text())
+    arguments = ["evaluate", "--config", str(CONFIG), "--model", str(out / "model"), "--plan", str(plan)]
+    fresh = tmp_path / "fresh"
+    command.main([*arguments, "--out", str(fresh)])
+    assert json.loads((fresh / "autoencoder.json").read_text())["psnr_97_frames"] > 0
+    results = json.loads((fresh / "evaluation" / "results.json").read_text())
     assert results["model"]["name"] == "tiny"
     assert {video["row"] for video in results["videos"]} == {"rendered", "progressive", "reference"}
+
+
+def test_an_evaluation_that_cannot_be_made_is_one_line_and_exit_code_2(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "pick_device", lambda _: torch.device("cuda:9"))
+    monkeypatch.setattr(vae, "quality", lambda *_: {})
+    arguments = ["evaluate", "--config", str(CONFIG), "--out", str(tmp_path), "--model", str(out / "model")]
+    assert "--device cuda:9: " in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG.parent.rglob("*.toml")), ids=lambda path: path.stem)
@@ -343,6 +467,15 @@ def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
         ("vae", ("seed = 1", 'seed = "one"'), "seed"),
         ("vae", ("[vae]", "[vae"), "wrong.toml"),
         ("vae", ('device = "cpu"', 'device = "abacus"'), "abacus"),
+        ("vae", ("steps = 16", "steps = 0"), "[vae_training] steps"),
+        ("vae", ("piece_latents = [1, 2]", "piece_latents = []"), "[vae_training] piece_latents"),
+        ("vae", ("hold = 0.5", "hold = 1.0"), "[transformer_training] hold"),
+        ("vae", ('dtype = "float32"', 'dtype = "float31"'), "[export] dtype"),
+        ("vae", ("long_latents = 14", "long_latents = 11"), "middle videos 9"),
+        ("vae", ("start_latents = 10", "start_latents = 9"), "start videos 9"),
+        ("vae", ("turning_latents = 16", "turning_latents = 11"), "turning videos 9"),
+        ("vae", ("chunks_in_flight = 4", "chunks_in_flight = 1"), "[windows]: shrinking"),
+        ("vae", ("turning = 0.1", 'emphasis = ["cros"]'), "[windows]: emphasis"),
         ("vae", None, "wrong.toml"),
         ("vae", ("[machine]", 'extends = "wrong.toml"\n[machine]'), "extends itself"),
         ("vae", ("[machine]", 'device = "cpu"\n[machine]'), "device is outside"),
@@ -356,10 +489,40 @@ def test_what_is_missing_or_wrong_is_one_line_and_exit_code_2(
         text = CONFIG.read_text()
         assert change[0] in text
         path.write_text(text.replace(*change, 1))
-    with pytest.raises(SystemExit) as ended:
-        command.main([*stage.split(), "--config", str(path), "--out", str(tmp_path / "out")])
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("longtake training: ")
-    assert error.count("\n") == 1
-    assert told in error
+    assert told in refused(capsys, *stage.split(), "--config", path, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("stage", ["vae", "latents", "transformer", "decoder", "export", "import"])
+def test_checkpoints_of_another_configuration_are_refused_in_one_line(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    part = ("ffn_width = 48", "ffn_width = 96") if stage == "transformer" else ("dim = 8", "dim = 16")
+    path = tmp_path / "other.toml"
+    path.write_text(CONFIG.read_text().replace(*part, 1))
+    arguments = (stage, "--config", path, "--out", tmp_path / "empty" if stage == "import" else out)
+    assert "does not hold the models" in refused(capsys, *arguments, "--model", out / "model")
+
+
+def test_a_checkpoint_that_is_cut_short_is_refused_in_one_line(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (out / "vae.pt").read_bytes()
+    for part in (b"", whole[:10], whole[: len(whole) // 2], b"{}"):
+        (tmp_path / "vae.pt").write_bytes(part)
+        for stage in ("vae", "latents"):
+            assert "vae.pt cannot be read" in refused(capsys, stage, "--config", CONFIG, "--out", tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["import", "evaluate"])
+def test_a_folder_without_a_model_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    arguments = (stage, "--config", CONFIG, "--out", tmp_path / "out", "--model", tmp_path)
+    assert f"model {tmp_path}: vae: " in refused(capsys, *arguments)
+
+
+def test_every_process_tells_why_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert "wrong.toml" in refused(capsys, "vae", "--config", tmp_path / "wrong.toml", "--out", tmp_path)

@@ -136,6 +136,9 @@ def test_a_turning_window_always_holds_a_part_of_the_turn(data: Latents) -> None
     assert contexts == {2, 5}, "ladders, and some windows at one level"
 
 
-def test_turning_windows_without_clips_that_turn_are_refused(data: Latents) -> None:
-    with pytest.raises(ConfigError, match="turning_videos"):
-        windows.draw(replace(data, turning=None), only("turning"), 4, np.random.default_rng(0))
+@pytest.mark.parametrize(("context_chunks", "longest"), [(0, 9), (1, 10), (2, 12)])
+def test_no_window_is_longer_than_the_longest(data: Latents, context_chunks: int, longest: int) -> None:
+    rng, mixture = np.random.default_rng(0), replace(MIXTURE, context_chunks=context_chunks, continued=1.0)
+    data = replace(data, start=data.middle)
+    lengths = {windows.draw(data, mixture, 1, rng).latents.shape[2] for _ in range(100)}
+    assert max(lengths) == mixture.longest == longest
