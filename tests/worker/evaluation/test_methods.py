@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,8 +115,9 @@ def test_without_chunks_window_and_cost_stay() -> None:
 
 def test_the_recipe_that_shares_of_training_windows_are_taken_from_is_that_of_the_built_in_model() -> None:
     card = (BUILTIN_FOLDER / "README.md").read_text()
-    exports = [row for row in card.splitlines() if "worker.training export" in row]
-    assert RECIPE.name in exports[-1]
+    parts = re.search(r"for part in ([a-z ]+); do\n +config=worker/training/configs/cpu-\$part\.toml", card)
+    assert parts is not None
+    assert RECIPE.name == f"cpu-{parts[1].split()[-1]}.toml"
 
 
 def test_shares_of_training_windows_are_those_of_the_recipe(tiny_folder: Path) -> None:
