@@ -298,9 +298,8 @@ def test_weights_that_cannot_be_loaded_are_exit_code_3(
     def broken(spec: str, **_: Any) -> Any:
         raise ModelLoadError("model_corrupt", "model x: vae: cut short")
 
-    monkeypatch.setattr(worker_main, "describe", lambda spec: work.card(work.model()))
     monkeypatch.setattr(worker_main, "load_model", broken)
-    assert worker_main.main(work.settings()) == worker_main.EXIT_NO_MODEL
+    assert worker_main.main(work.settings(model="builtin")) == worker_main.EXIT_NO_MODEL
     assert "longtake worker: model x: vae: cut short\n" in capsys.readouterr().err
 
 
