@@ -60,6 +60,19 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return error
 
 
+def train_transformer(recipe: Recipe, out: Path, stop: int) -> None:
+    """Trains, or goes on, until this step."""
+    transformer.train(
+        recipe.transformer,
+        recipe.text,
+        recipe.windows,
+        recipe.transformer_training,
+        out=out,
+        device=CPU,
+        stop=stop,
+    )
+
+
 def test_training_as_a_stream_equals_encoding_and_decoding_whole_videos(recipe: Recipe) -> None:
     torch.manual_seed(0)
     model = vae.build(recipe.vae).eval()
@@ -129,15 +142,7 @@ def test_a_run_that_was_interrupted_ends_bit_equal(recipe: Recipe, out: Path, tm
                     stop=stop,
                 )
             else:
-                transformer.train(
-                    recipe.transformer,
-                    recipe.text,
-                    recipe.windows,
-                    recipe.transformer_training,
-                    out=tmp_path,
-                    device=CPU,
-                    stop=stop,
-                )
+                train_transformer(recipe, tmp_path, stop)
         continued = run.load_checkpoint(tmp_path / f"{name}.pt")
         assert whole is not None
         assert continued is not None
@@ -241,28 +246,17 @@ def test_latents_of_another_autoencoder_seed_or_scene_are_made_again_and_no_othe
 def test_latents_that_a_checkpoint_was_not_trained_on_are_refused(
     recipe: Recipe, out: Path, tmp_path: Path
 ) -> None:
-    def train() -> None:
-        transformer.train(
-            recipe.transformer,
-            recipe.text,
-            recipe.windows,
-            recipe.transformer_training,
-            out=tmp_path,
-            device=CPU,
-            stop=0,
-        )
-
     parts = torch.load(out / "latents.pt", weights_only=True)
     torch.save({name: part for name, part in parts.items() if "turning" not in name}, tmp_path / "latents.pt")
     with pytest.raises(run.ConfigError, match="turning_videos"):
-        train()
+        train_transformer(recipe, tmp_path, stop=0)
     shutil.copy(out / "transformer.pt", tmp_path)
     torch.save(parts, tmp_path / "latents.pt")
-    train()
+    train_transformer(recipe, tmp_path, stop=0)
     for name in ("mean", "std"):
         torch.save(parts | {name: parts[name] * 1.01}, tmp_path / "latents.pt")
         with pytest.raises(run.ConfigError, match="normalised otherwise"):
-            train()
+            train_transformer(recipe, tmp_path, stop=0)
 
 
 def test_a_decoder_of_another_autoencoder_is_refused(
