@@ -103,28 +103,34 @@ def read(
 ) -> None:
     """Makes `vae.pt` and `transformer.pt` in `checkpoints` from a folder that `write` wrote, to train on from there.
 
-    They hold the averaged weights and no state of an optimizer; the steps count from 0 again. Raises `run.ConfigError`
-    when the folder's weights are not of these shapes or checkpoints are there, and `ModelLoadError`.
+    They hold the averaged weights and no state of an optimizer; the steps count from 0 again. The new model may have
+    larger patches of pixels (`vae.at_patch_size`) and another vocabulary (`text.with_vocabulary`). Raises
+    `run.ConfigError` when the folder's weights are not of these shapes or checkpoints are there, and `ModelLoadError`.
     """
     name, single = str(folder), torch.float32
     autoencoder = load_component(name, stock.autoencoder, name, "vae", torch_dtype=single)
     network = load_component(name, stock.transformer, name, "transformer", torch_dtype=single)
     encoder = load_component(name, stock.text_encoder, name, "text_encoder", dtype=single)
+    words = text.vocabulary_of(folder / "tokenizer" / "tokenizer.json")
+    torch.manual_seed(0)  # of the words that the folder does not know
     fresh = torch.nn.ModuleDict(
         {
             "transformer": transformer.build(transformer_model, vae_model.z_dim, text_model.width),
             "text_encoder": text.build(text_model, len(text.tokenizer(text_model))),
         }
     )
+    text.with_vocabulary(encoder, words, text.tokenizer(text_model).get_vocab())
     both = torch.nn.ModuleDict({"transformer": network, "text_encoder": encoder})
-    run.load_weights(vae.build(vae_model), autoencoder.state_dict(), folder)
+    pixels = vae.at_patch_size(
+        autoencoder.state_dict(), autoencoder.config.patch_size or 1, vae_model.patch_size
+    )
+    run.load_weights(vae.build(vae_model), pixels, folder)
     run.load_weights(fresh, both.state_dict(), folder)
     for name in ("vae", "transformer", "decoder"):
         if (checkpoints / f"{name}.pt").exists():
             raise run.ConfigError(f"{checkpoints / name}.pt exists already: it is what training goes on from")
     start = {"step": 0, "seconds": 0.0}
-    weights = autoencoder.state_dict()
-    run.save_checkpoint(checkpoints / "vae.pt", start | {"model": weights, "average": weights})
+    run.save_checkpoint(checkpoints / "vae.pt", start | {"model": pixels, "average": pixels})
     weights = both.state_dict()
     run.save_checkpoint(
         checkpoints / "transformer.pt",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.training import run, scenes, stock, turns
+from worker.training import backdrops, run, scenes, stock, turns
 from worker.training.vae import LATENT_FRAMES, VideoStream
 
 PIECE_FRAMES = 32
@@ -101,7 +101,7 @@ def _encode_part(vae: stock.Autoencoder, config: LatentSet, *, kind: str, number
     """Batch `number` of videos of one kind; depends on nothing else."""
     kinds = config.kinds()
     rng = np.random.default_rng((config.seed, list(kinds).index(kind), number))
-    attributes = scenes.sample_attributes(config.batch, rng)
+    attributes = scenes.accompanied(scenes.sample_attributes(config.batch, rng), rng, scenes.SECOND_SHARE)
     part = {"attributes": torch.tensor([a.indices() for a in attributes])}
     render: Render
     if kind == "turning":
@@ -113,7 +113,8 @@ def _encode_part(vae: stock.Autoencoder, config: LatentSet, *, kind: str, number
         part["turn"] = turn_marks(batch, first).cpu()
         render = partial(turns.render, batch, size=config.size)
     else:
-        plain, first = scenes.sample_scenes(attributes, rng, vae.device), int(rng.integers(100_000))
+        first = int(rng.integers(100_000))
+        plain = scenes.sample_scenes(attributes, rng, vae.device, first)
         if kind == "start":
             plain, first = scenes.opening(plain), 0
         render = partial(scenes.render, plain, size=config.size)
@@ -130,7 +131,7 @@ def _origin(vae: stock.Autoencoder, config: LatentSet) -> Tensor:
     digest = hashlib.sha256()
     settings = {name: value for name, value in vars(config).items() if not name.endswith("_videos")}
     digest.update(repr(sorted(settings.items())).encode())
-    for module in (scenes, turns):
+    for module in (backdrops, scenes, turns):
         digest.update(inspect.getsource(module).encode())
     for name, weight in sorted(vae.state_dict().items()):
         if name.startswith(("decoder.", "post_quant_conv.")):

@@ -1,7 +1,8 @@
-"""Procedural captioned scenes: one moving shape over a plain background, in closed form.
+"""Procedural captioned scenes: a shape that moves over a backdrop, perhaps past a second one, in closed form.
 
 Position, size and angle of the shape are closed-form functions of time, so any frame of an endless video can be
-rendered on its own, on any device, at any size. Lengths are fractions of the frame width, times are seconds, angles
+rendered on its own, on any device, at any size. The second shape, where there is one, stands still behind the first:
+in the middle of an orbit, and else on the ground. Lengths are fractions of the frame width, times are seconds, angles
 are radians; x points right, y points down. Captions come from templates with synonyms; `worker.evaluation.oracle`
 reads them back.
 """
@@ -17,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worker.training import backdrops
+from worker.training.backdrops import BACKDROPS, LANDSCAPES
+
 FPS = 24
 """Frames per second of every rendered video."""
 
@@ -28,13 +32,6 @@ COLORS: dict[str, tuple[float, float, float]] = {
     "purple": (0.70, 0.15, 0.85),
     "cyan": (0.00, 0.90, 0.90),
     "white": (0.95, 0.95, 0.95),
-}
-BACKGROUNDS: dict[str, tuple[float, float, float]] = {
-    "black": (0.03, 0.03, 0.03),
-    "gray": (0.40, 0.40, 0.40),
-    "navy": (0.04, 0.06, 0.32),
-    "maroon": (0.34, 0.04, 0.08),
-    "teal": (0.02, 0.30, 0.28),
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 MOTIONS: tuple[str, ...] = ("bounce", "orbit", "left", "right", "pulse", "spin")
@@ -48,6 +45,10 @@ BACKGROUND_WORDS = {
     "navy": ("navy",),
     "maroon": ("maroon",),
     "teal": ("teal",),
+    "day": ("by day", "in daylight", "on a sunny day"),
+    "sunset": ("at sunset", "at dusk"),
+    "night": ("at night", "by night", "in the moonlight"),
+    "nightfall": ("as day turns to night", "while day turns to night", "with day turning to night"),
 }
 SHAPE_WORDS = {
     "circle": ("circle", "ball", "disc"),
@@ -63,18 +64,41 @@ MOTION_WORDS = {
     "pulse": ("pulsing", "pulsing in place", "growing and shrinking"),
     "spin": ("spinning", "spinning in place", "rotating"),
 }
+LAND_WORDS = ("meadow", "field")
+RELATIONS = {
+    "bounce": ("past", "in front of"),
+    "orbit": ("around",),
+    "left": ("past", "in front of"),
+    "right": ("past", "in front of"),
+    "pulse": ("above", "beside"),
+    "spin": ("above", "beside"),
+}
+"""How captions name a second object behind one that moves like this."""
+
 TEMPLATES = (
-    "a {color} {shape} {motion} on a {background} background",
-    "a {color} {shape} {motion} over a {background} background",
-    "a {color} {shape} {motion} on {background}",
-    "{background} background with a {color} {shape} {motion}",
-    "a video of a {color} {shape} {motion} , {background} background",
-    "{color} {shape} {motion} , {background} background",
+    "a {color} {shape} {motion} {second} {place}",
+    "a {color} {shape} {motion} {second} {place}",
+    "a {color} {shape} {motion} {second} {place}",
+    "{backdrop} with a {color} {shape} {motion} {second}",
+    "a video of a {color} {shape} {motion} {second} , {backdrop}",
+    "{color} {shape} {motion} {second} , {backdrop}",
 )
-"""The last words of a template are never part of a synonym, so that every caption can be parsed."""
+PLACES = ("on a {background} background", "over a {background} background", "on {background}")
+LAND_PLACES = ("over a {land} {background}", "in a {land} {background}")
+
+_IN_PLACE = [MOTIONS.index("pulse"), MOTIONS.index("spin")]
+
+SECOND_SHARE = 0.35
+"""Share of the scenes that training shows with a second object."""
+
+UPPER = 0.38
+"""What pulses or spins above a second object does so in this part of its free way."""
 
 REST, SWING = 0.83, 0.27
 """The radius about which a pulse swings, and how far: fractions of the scene's radius."""
+
+SECOND_Y, SECOND_RADIUS, ORBITED_RADIUS = 0.80, 0.13, 0.10
+"""Height and size of a second object, widths, and its size in the middle of an orbit."""
 
 FILLER_WORDS = ("please", "show", "the", "with", "and", "is", "it", "large", "small", "very", "clip", "scene")
 """Words without a meaning in these scenes, sprinkled into captions so that they do no harm in a prompt."""
@@ -82,47 +106,65 @@ FILLER_WORDS = ("please", "show", "the", "with", "and", "is", "it", "large", "sm
 
 @dataclass(frozen=True)
 class SceneAttributes:
-    """What a caption says about a scene: keys of BACKGROUNDS, COLORS, and members of SHAPES and MOTIONS."""
+    """What a caption says about a scene: members of BACKDROPS, COLORS, SHAPES and MOTIONS."""
 
     background: str
     color: str
     shape: str
     motion: str
+    second: tuple[str, str] | None = None  # color and shape of a second object, which stands still
 
     def __post_init__(self) -> None:
-        if self.background not in BACKGROUNDS or self.color not in COLORS:
+        if self.background not in BACKDROPS or self.color not in COLORS:
             raise ValueError(f"unknown background or color: {self}")
         if self.shape not in SHAPES or self.motion not in MOTIONS:
             raise ValueError(f"unknown shape or motion: {self}")
+        if self.second and (self.second[0] not in COLORS or self.second[1] not in SHAPES):
+            raise ValueError(f"unknown second object: {self}")
 
-    def indices(self) -> tuple[int, int, int, int]:
-        """Positions of (background, color, shape, motion) in their vocabularies."""
+    def indices(self) -> tuple[int, int, int, int, int, int]:
+        """Positions of (background, color, shape, motion, color and shape of the second object, else -1)."""
+        color, shape = self.second or (None, None)
         return (
-            list(BACKGROUNDS).index(self.background),
+            BACKDROPS.index(self.background),
             list(COLORS).index(self.color),
             SHAPES.index(self.shape),
             MOTIONS.index(self.motion),
+            -1 if color is None else list(COLORS).index(color),
+            -1 if shape is None else SHAPES.index(shape),
         )
 
     @staticmethod
-    def from_indices(background: int, color: int, shape: int, motion: int) -> SceneAttributes:
-        """The inverse of `indices`."""
+    def from_indices(background: int, color: int, shape: int, motion: int, *second: int) -> SceneAttributes:
+        """The inverse of `indices`; without the last two there is no second object."""
+        colors = list(COLORS)
+        there = len(second) == 2 and second[1] >= 0
         return SceneAttributes(
-            list(BACKGROUNDS)[background], list(COLORS)[color], SHAPES[shape], MOTIONS[motion]
+            BACKDROPS[background],
+            colors[color],
+            SHAPES[shape],
+            MOTIONS[motion],
+            (colors[second[0]], SHAPES[second[1]]) if there else None,
         )
 
 
 def all_attributes() -> list[SceneAttributes]:
-    """Every scene that is ever rendered, in a fixed order. A spinning circle is left out: it cannot be seen to spin."""
+    """Every scene of one object that is ever rendered, in a fixed order.
+
+    A spinning circle is left out: it cannot be seen to spin.
+    """
     return [
         SceneAttributes(b, c, s, m)
-        for b, c, s, m in itertools.product(BACKGROUNDS, COLORS, SHAPES, MOTIONS)
+        for b, c, s, m in itertools.product(BACKDROPS, COLORS, SHAPES, MOTIONS)
         if (c, b) not in EXCLUDED_PAIRS and (s, m) != ("circle", "spin")
     ]
 
 
 def is_held_out(attributes: SceneAttributes) -> bool:
-    """Whether a combination is kept for evaluation (about one in eight, by a hash of its names)."""
+    """Whether a combination is kept for evaluation (about one in eight, by a hash of its names).
+
+    A second object does not count.
+    """
     name = f"{attributes.background} {attributes.color} {attributes.shape} {attributes.motion}"
     return hashlib.sha256(name.encode()).digest()[0] < 32
 
@@ -137,30 +179,57 @@ def held_out_attributes() -> list[SceneAttributes]:
     return [a for a in all_attributes() if is_held_out(a)]
 
 
+def fits(second: tuple[str, str] | None, attributes: SceneAttributes) -> bool:
+    """Whether this second object is seen beside the first, and on the background."""
+    return second is None or (
+        second[0] != attributes.color and (second[0], attributes.background) not in EXCLUDED_PAIRS
+    )
+
+
+def accompanied(
+    attributes: list[SceneAttributes], rng: np.random.Generator, share: float
+) -> list[SceneAttributes]:
+    """The same with a second object, of another color, for this share of them."""
+
+    def second(of: SceneAttributes) -> tuple[str, str]:
+        fitting = [pair for pair in itertools.product(COLORS, SHAPES) if fits(pair, of)]
+        return fitting[int(rng.integers(len(fitting)))]
+
+    return [replace(a, second=second(a)) if rng.random() < share else a for a in attributes]
+
+
 def caption(attributes: SceneAttributes, rng: np.random.Generator, filler: float = 0.0) -> str:
     """A random caption of a scene; with probability `filler` one or two meaningless words are sprinkled in."""
 
     def pick(words: tuple[str, ...]) -> str:
         return words[int(rng.integers(len(words)))]
 
+    on_land = attributes.background in LANDSCAPES
     parts = {
         "background": pick(BACKGROUND_WORDS[attributes.background]),
+        "land": pick(LAND_WORDS),
         "color": attributes.color,
         "shape": pick(SHAPE_WORDS[attributes.shape]),
         "motion": pick(MOTION_WORDS[attributes.motion]),
+        "second": "",
     }
+    if attributes.second:
+        color, shape = attributes.second
+        parts["second"] = f"{pick(RELATIONS[attributes.motion])} a {color} {pick(SHAPE_WORDS[shape])}"
+    parts["place"] = pick(LAND_PLACES if on_land else PLACES).format(**parts)
+    parts["backdrop"] = ("a {land} {background}" if on_land else "{background} background").format(**parts)
     template = pick(TEMPLATES).split()
     if rng.random() < filler:
         for _ in range(int(rng.integers(1, 3))):
             template.insert(int(rng.integers(len(template) + 1)), pick(FILLER_WORDS))
-    return " ".join(template).format(**parts)
+    return " ".join(" ".join(template).format(**parts).split())
 
 
 @dataclass(frozen=True)
 class Scenes:
     """A batch of B scenes; every tensor is (B,), on one device."""
 
-    background: Tensor  # index into BACKGROUNDS
+    background: Tensor  # index into BACKDROPS
     color: Tensor  # index into COLORS
     shape: Tensor  # index into SHAPES
     motion: Tensor  # index into MOTIONS
@@ -176,13 +245,17 @@ class Scenes:
     place_y: Tensor
     rate: Tensor  # radians per second, for `pulse` and `spin`
     orbit: Tensor  # widths, radius of the orbit
+    second_color: Tensor  # index into COLORS, -1 for none
+    second_shape: Tensor  # index into SHAPES, -1 for none
+    dusk: Tensor  # frame at which a `nightfall` begins
 
     def __len__(self) -> int:
         return self.shape.shape[0]
 
     def attributes(self) -> list[SceneAttributes]:
         """What the captions of the batch say."""
-        rows = torch.stack([self.background, self.color, self.shape, self.motion], 1).tolist()
+        names = ("background", "color", "shape", "motion", "second_color", "second_shape")
+        rows = torch.stack([getattr(self, name) for name in names], 1).tolist()
         return [SceneAttributes.from_indices(*row) for row in rows]
 
 
@@ -205,9 +278,15 @@ def sample_attributes(
 
 
 def sample_scenes(
-    attributes: list[SceneAttributes], rng: np.random.Generator, device: torch.device | str = "cpu"
+    attributes: list[SceneAttributes],
+    rng: np.random.Generator,
+    device: torch.device | str = "cpu",
+    frame: float | Tensor = 0.0,
 ) -> Scenes:
-    """Random trajectories for the given attributes. Drawn with numpy, so equal on every device."""
+    """Random trajectories for the given attributes. Drawn with numpy, so equal on every device.
+
+    A nightfall begins some time before or soon after `frame`, a number or (B,).
+    """
     count = len(attributes)
     index = torch.tensor([a.indices() for a in attributes], device=device)
 
@@ -217,7 +296,7 @@ def sample_scenes(
     def sign() -> Tensor:
         return torch.from_numpy(rng.choice([-1.0, 1.0], count)).float().to(device)
 
-    return Scenes(
+    drawn = Scenes(
         background=index[:, 0],
         color=index[:, 1],
         shape=index[:, 2],
@@ -232,13 +311,25 @@ def sample_scenes(
         place_y=uniform(0, 1),
         rate=uniform(1.8, 2.2),
         orbit=uniform(0.22, 0.27),
+        second_color=index[:, 4],
+        second_shape=index[:, 5],
+        dusk=frame + FPS * uniform(-1.3 * backdrops.NIGHTFALL_SECONDS, 1.0),
     )
+    room = make_room(drawn)
+    return replace(drawn, place_y=torch.where(drawn.second_shape >= 0, room.place_y, drawn.place_y))
+
+
+def make_room(scenes: Scenes) -> Scenes:
+    """The same scenes where what pulses or spins does so above the ground, and hides no second object there."""
+    in_place = torch.isin(scenes.motion, torch.tensor(_IN_PLACE, device=scenes.motion.device))
+    return replace(scenes, place_y=torch.where(in_place, UPPER * scenes.place_y, scenes.place_y))
 
 
 def opening(scenes: Scenes) -> Scenes:
     """The same scenes with frame 0 as a video begins: what spins is upright, what bounces sets out near the center.
 
-    So the first frame of every shape is one picture, turned or not, and tells a bounce from an orbit.
+    Night begins to fall. So the first frame of every shape is one picture, turned or not, and tells a bounce from an
+    orbit.
     """
     bounces, spins = scenes.motion == MOTIONS.index("bounce"), scenes.motion == MOTIONS.index("spin")
 
@@ -250,6 +341,7 @@ def opening(scenes: Scenes) -> Scenes:
         place_x=near_center(scenes.place_x),
         place_y=near_center(scenes.place_y),
         phase=torch.where(spins, torch.zeros_like(scenes.phase), scenes.phase),
+        dusk=torch.zeros_like(scenes.dusk),
     )
 
 
@@ -332,12 +424,14 @@ def shortest(way: Tensor) -> Tensor:
     return torch.remainder(way + 0.5, 1) - 0.5
 
 
-def offsets(
-    where: Track, wrapped: Tensor, size: int, crop: tuple[Tensor, Tensor, int] | None = None
-) -> tuple[Tensor, Tensor]:
+Crop = tuple[Tensor, Tensor, int]
+"""(left, top, side): pixel offsets (B,) into a size x size frame, and the side of the square to render."""
+
+
+def offsets(where: Track, wrapped: Tensor, size: int, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
     """Where each pixel lies as seen from the object, along its own axes: x and y in widths, each (B, T, h, w).
 
-    `wrapped`, (B, T) or (B, 1), says where the nearest way may lead round the torus; `crop` as for `coverage`.
+    `wrapped`, (B, T) or (B, 1), says where the nearest way may lead round the torus; all lengths of `crop` in pixels.
     """
     side = size if crop is None else crop[2]
     pixels = torch.arange(side, device=where.x.device, dtype=torch.float32) + 0.5
@@ -349,25 +443,62 @@ def offsets(
     return turned(dx, dy, where.angle[..., None, None])
 
 
-def coverage(
-    scenes: Scenes, frames: Tensor, size: int, crop: tuple[Tensor, Tensor, int] | None = None
-) -> Tensor:
-    """How much of each pixel the shape covers, (B, T, h, w) in 0..1, antialiased over one pixel.
-
-    `crop` is (left, top, side): pixel offsets (B,) into the size x size frame, and the side of the square to render.
-    """
+def coverage(scenes: Scenes, frames: Tensor, size: int, crop: Crop | None = None) -> Tensor:
+    """How much of each pixel the moving shape covers, (B, T, h, w) in 0..1, antialiased over one pixel."""
     where = track(scenes, frames)
     dx, dy = offsets(where, wraps(scenes)[:, None], size, crop)
     distance = signed_distance(dx, dy, where.radius[..., None, None], scenes.shape[:, None, None, None])
     return (0.5 - distance * size).clamp(0, 1)
 
 
-def render(
-    scenes: Scenes, frames: Tensor, size: int, crop: tuple[Tensor, Tensor, int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Pixels (B, 3, T, h, w) in -1..1 and the coverage (B, T, h, w) they were painted with."""
+def second_track(scenes: Scenes) -> Track:
+    """Where the second objects stand, (B, 1); of no meaning where there is none."""
+    orbited = (scenes.motion == MOTIONS.index("orbit"))[:, None]
+    middle = torch.full_like(scenes.radius, 0.5)[:, None]
+    return Track(
+        x=middle,
+        y=torch.where(orbited, middle, SECOND_Y),
+        radius=torch.where(orbited, ORBITED_RADIUS, torch.full_like(middle, SECOND_RADIUS)),
+        angle=torch.zeros_like(middle),
+    )
+
+
+def second_coverage(scenes: Scenes, size: int, crop: Crop | None = None) -> Tensor:
+    """How much of each pixel the second object would cover alone, (B, 1, h, w) in 0..1."""
+    where = second_track(scenes)
+    still = torch.zeros_like(where.x, dtype=torch.bool)
+    dx, dy = offsets(where, still, size, crop)
+    distance = signed_distance(
+        dx, dy, where.radius[..., None, None], scenes.second_shape[:, None, None, None]
+    )
+    there = (scenes.second_shape >= 0)[:, None, None, None]
+    return (0.5 - distance * size).clamp(0, 1) * there
+
+
+def inks(color: Tensor) -> Tensor:
+    """Colors (B,) of COLORS as (B, 3, 1, 1, 1); -1 is of no meaning."""
+    return torch.tensor(list(COLORS.values()), device=color.device)[color][:, :, None, None, None]
+
+
+def scenery(scenes: Scenes, frames: Tensor, size: int, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
+    """All but the moving shape: RGB (B, 3, T, h, w) in 0..1, and the second object's coverage of it, (B, 1, h, w)."""
+    first, last = (whole[scenes.background] for whole in backdrops.pictures(size, scenes.radius.device))
+    if crop is not None:
+        left, top, side = crop
+        corners = list(zip(left.long().tolist(), top.long().tolist(), strict=True))
+        first, last = (
+            torch.stack([p[:, y : y + side, x : x + side] for p, (x, y) in zip(whole, corners, strict=True)])
+            for whole in (first, last)
+        )
+    index = frames if frames.ndim == 2 else frames[None]
+    night = backdrops.share_of_night(index.to(scenes.dusk), scenes.dusk[:, None], FPS)
+    paper = torch.lerp(first[:, :, None], last[:, :, None], night[:, None, :, None, None])
+    cover = second_coverage(scenes, size, crop)
+    return torch.lerp(paper, inks(scenes.second_color).expand_as(paper), cover[:, None]), cover
+
+
+def render(scenes: Scenes, frames: Tensor, size: int, crop: Crop | None = None) -> tuple[Tensor, Tensor]:
+    """Pixels (B, 3, T, h, w) in -1..1 and how much of each a shape covers, (B, T, h, w)."""
     alpha = coverage(scenes, frames, size, crop)
-    device = alpha.device
-    ink = torch.tensor(list(COLORS.values()), device=device)[scenes.color][:, :, None, None, None]
-    paper = torch.tensor(list(BACKGROUNDS.values()), device=device)[scenes.background][:, :, None, None, None]
-    return (paper + (ink - paper) * alpha[:, None]) * 2 - 1, alpha
+    paper, second = scenery(scenes, frames, size, crop)
+    return (paper + (inks(scenes.color) - paper) * alpha[:, None]) * 2 - 1, torch.maximum(alpha, second)

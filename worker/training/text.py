@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -25,8 +26,9 @@ class TextModel:
 
 def vocabulary() -> list[str]:
     """Every word of the captions, sorted."""
-    phrases = [*scenes.TEMPLATES, *scenes.COLORS, *scenes.FILLER_WORDS]
-    for words in (scenes.BACKGROUND_WORDS, scenes.SHAPE_WORDS, scenes.MOTION_WORDS):
+    phrases = [*scenes.TEMPLATES, *scenes.PLACES, *scenes.LAND_PLACES, *scenes.LAND_WORDS]
+    phrases += [*scenes.COLORS, *scenes.FILLER_WORDS]
+    for words in (scenes.BACKGROUND_WORDS, scenes.SHAPE_WORDS, scenes.MOTION_WORDS, scenes.RELATIONS):
         phrases += [phrase for synonyms in words.values() for phrase in synonyms]
     return sorted({word for phrase in phrases for word in phrase.split() if word.isalpha()})
 
@@ -62,6 +64,28 @@ def build(model: TextModel, words: int) -> stock.TextEncoder:
         feed_forward_proj="gated-gelu",
     )
     return stock.text_encoder(config)
+
+
+def vocabulary_of(file: Path) -> dict[str, int]:
+    """Ids of the words of a `tokenizer.json`. Raises `run.ConfigError` where it cannot be read."""
+    try:
+        return Tokenizer.from_str(file.read_text(encoding="utf-8")).get_vocab()
+    except Exception as error:  # the library raises no narrower one
+        raise run.ConfigError(f"{file} cannot be read: {error}") from error
+
+
+@torch.no_grad()
+def with_vocabulary(encoder: stock.TextEncoder, old: dict[str, int], new: dict[str, int]) -> None:
+    """Takes an encoder from the ids of one vocabulary to those of another, in place.
+
+    Words of both keep their embeddings; the others begin at random, as far apart as those are.
+    """
+    known = encoder.get_input_embeddings().weight
+    rows = known.mean(0) + known.std(0) * torch.randn(len(new), known.shape[1])
+    for word in old.keys() & new.keys():
+        rows[new[word]] = known[old[word]]
+    encoder.resize_token_embeddings(len(new), mean_resizing=False)
+    encoder.get_input_embeddings().weight.copy_(rows)
 
 
 def token_ids(words: stock.Tokenizer, captions: list[str], length: int) -> tuple[Tensor, Tensor]:

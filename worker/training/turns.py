@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from worker.training import scenes
+from worker.training.backdrops import BACKDROPS
 from worker.training.scenes import MOTIONS, SHAPES, SceneAttributes, Scenes, Track
 
 PASTS = {
-    "background": 0.08,
+    "background": 0.10,
+    "second": 0.08,
     "color": 0.08,
     "shape": 0.14,
     "motion": 0.32,
@@ -99,8 +101,18 @@ def _mixed(choose: Tensor, one: Scenes, other: Scenes) -> Scenes:
 def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) -> Scenes:
     """Scenes with these attributes that go on from where `before` is at `frame` (B,)."""
     indices = torch.tensor([a.indices() for a in attributes], device=before.radius.device)
-    background, color, shape, motion = indices.unbind(1)
-    same = replace(before, background=background, color=color, shape=shape)
+    background, color, shape, motion, second_color, second_shape = indices.unbind(1)
+    nightfall = BACKDROPS.index("nightfall")
+    falls_on = (background == nightfall) & (before.background == nightfall)
+    same = replace(
+        before,
+        background=background,
+        color=color,
+        shape=shape,
+        second_color=second_color,
+        second_shape=second_shape,
+        dusk=torch.where(falls_on, before.dusk, frame),
+    )
     here, next_ = (
         Track(*(getattr(scenes.track(before, at[:, None]), f.name)[:, 0] for f in fields(Track)))
         for at in (frame, frame + 1)
@@ -151,10 +163,11 @@ def entrance(plain: Scenes) -> Scenes:
     bounces = plain.motion == MOTIONS.index("bounce")
     place = torch.where(bounces, 0.25, 0.5)  # a bounce has places on the way there and back
     orbits = plain.motion == MOTIONS.index("orbit")
+    room = scenes.make_room(replace(plain, place_y=place))
     return replace(
         plain,
         place_x=place,
-        place_y=place,
+        place_y=torch.where(plain.second_shape >= 0, room.place_y, place),
         sign_x=torch.ones_like(place),
         sign_y=torch.ones_like(place),
         phase=torch.where(orbits, -math.pi / 2, 0.0),
@@ -174,7 +187,15 @@ def _halting(plain: Scenes, frame: Tensor, pace: Tensor, swing: Tensor) -> Scene
 
 
 def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator) -> SceneAttributes:
-    """Another scene that training may show, which differs from this one in `kind` alone, where there is one."""
+    """Another scene that training may show, which differs from this one in `kind` alone, where there is one.
+
+    The second object stays, where it can.
+    """
+    if kind == "second":
+        (other,) = scenes.accompanied(
+            [replace(attributes, second=None)], rng, 0.5 if attributes.second else 1
+        )
+        return other
     names = ("background", "color", "shape", "motion")
 
     def differs(other: SceneAttributes) -> list[str]:
@@ -185,7 +206,11 @@ def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator) -> S
     confused = [a for a in pool if a.motion == _CONFUSED.get(attributes.motion)]
     if kind == "motion" and confused and rng.random() < 0.5:
         pool = confused
-    return pool[int(rng.integers(len(pool)))]
+    other = pool[int(rng.integers(len(pool)))]
+    if kind == "everything":
+        (other,) = scenes.accompanied([other], rng, scenes.SECOND_SHARE)
+        return other
+    return replace(other, second=attributes.second) if scenes.fits(attributes.second, other) else other
 
 
 def sample(
@@ -217,8 +242,12 @@ def sample(
     # What moves does not stop altogether: nothing would tell where to.
     pace = tensor(np.maximum(drawn(0, 0.8, halting, 1.0), np.where(in_place, 0, 0.3)))
     swing = tensor(drawn(0, 0.9, halting, 1.0))
-    before = scenes.sample_scenes(pasts, rng, device)
+    before = scenes.sample_scenes(pasts, rng, device, begin)
     before = _mixed(torch.from_numpy(halting).to(device), _halting(before, begin, pace, swing), before)
+    appears = np.array([past.second is None for past in pasts]) & np.array(
+        [bool(a.second) for a in attributes]
+    )
+    before = _mixed(torch.from_numpy(appears).to(device), scenes.make_room(before), before)
     after = continued(before, attributes, begin)
     enters = torch.from_numpy(gone).to(device)
     before, after = (_mixed(enters, entrance(before), scene) for scene in (before, after))
@@ -297,11 +326,11 @@ def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
     visible = torch.lerp(turns.visible[:, None].expand_as(done), torch.ones_like(done), done)
     alpha = (0.5 - edge * size).clamp(0, 1) * visible[pixel]
 
-    def colors(palette: dict[str, tuple[float, float, float]], before: Tensor, after: Tensor) -> Tensor:
-        known = torch.tensor(list(palette.values()), device=done.device)
-        start, end = known[before][:, :, None], known[after][:, :, None]
-        return torch.lerp(start, end, done[:, None])[pixel]  # (B, 3, T, 1, 1)
-
-    paper = colors(scenes.BACKGROUNDS, turns.before.background, turns.after.background)
-    ink = colors(scenes.COLORS, turns.before.color, turns.after.color)
-    return (paper + (ink - paper) * alpha[:, None]) * 2 - 1, alpha
+    start, end = (scenes.inks(scene.color) for scene in (turns.before, turns.after))
+    ink = torch.lerp(start, end, done[:, None][pixel])  # (B, 3, T, 1, 1)
+    (first, first_cover), (last, last_cover) = (
+        scenes.scenery(scene, frames, size) for scene in (turns.before, turns.after)
+    )
+    paper = torch.lerp(first, last, done[:, None][pixel])
+    second = torch.lerp(first_cover, last_cover, done[pixel])
+    return (paper + (ink - paper) * alpha[:, None]) * 2 - 1, torch.maximum(alpha, second)

@@ -89,6 +89,30 @@ def build(model: VaeModel) -> stock.Autoencoder:
     return vae
 
 
+def at_patch_size(weights: dict[str, Tensor], patch: int, larger: int) -> dict[str, Tensor]:
+    """Weights of an autoencoder for patches of `patch` pixels, so that they take and give patches of `larger`.
+
+    All between the patches stays: a video of larger frames has the latents that it had when it was scaled down by
+    averages, and comes back scaled up by copies. Raises `run.ConfigError` where one is no multiple of the other.
+    """
+    if larger % patch:
+        raise run.ConfigError(f"[vae] patch_size {larger} is no multiple of the {patch} of the weights")
+    factor = larger // patch
+
+    def spread(weight: Tensor, dim: int) -> Tensor:
+        before, behind = weight.shape[:dim], weight.shape[dim + 1 :]
+        apart = weight.reshape(*before, 3, patch, 1, patch, 1, *behind)
+        whole = apart.expand(*before, 3, patch, factor, patch, factor, *behind)
+        return whole.reshape(*before, 3 * larger**2, *behind)
+
+    ends = {
+        "encoder.conv_in.weight": spread(weights["encoder.conv_in.weight"], 1) / factor**2,
+        "decoder.conv_out.weight": spread(weights["decoder.conv_out.weight"], 0),
+        "decoder.conv_out.bias": spread(weights["decoder.conv_out.bias"], 0),
+    }
+    return weights | ends
+
+
 class VideoStream:
     """Encoder and decoder of one batch of videos, piece after piece, with gradients inside a piece."""
 
@@ -145,6 +169,18 @@ def _standardise(vae: stock.Autoencoder, pixels: Tensor, z_dim: int) -> None:
         vae.quant_conv.bias[z_dim:] = -4.0
 
 
+def _sampled(
+    count: int,
+    rng: np.random.Generator,
+    device: torch.device,
+    frame: int,
+    pool: list[scenes.SceneAttributes] | None = None,
+) -> scenes.Scenes:
+    """Scenes that are shown from this frame on, by default of those that training may show."""
+    attributes = scenes.accompanied(scenes.sample_attributes(count, rng, pool), rng, scenes.SECOND_SHARE)
+    return scenes.sample_scenes(attributes, rng, device, frame)
+
+
 class _Lane:
     """Videos in training, all at the same frame."""
 
@@ -153,11 +189,11 @@ class _Lane:
     ) -> None:
         device = next(vae.parameters()).device
         batch = config.batch * max(1, (config.size // side) ** 2 // 2)
-        self.scenes = scenes.sample_scenes(scenes.sample_attributes(batch, rng), rng, device)
-        self.stream = VideoStream(vae)
         self.frame = int(rng.integers(0, 100_000))
+        self.scenes = _sampled(batch, rng, device, self.frame)
+        self.stream = VideoStream(vae)
         self.size = config.size
-        self.crop: tuple[Tensor, Tensor, int] | None = None
+        self.crop: scenes.Crop | None = None
         if side < config.size:
             # Around a place that the shape reaches soon, give or take half a shape.
             where = scenes.track(
@@ -165,7 +201,7 @@ class _Lane:
             )
             jitter = torch.from_numpy(rng.uniform(-0.2, 0.2, (2, batch))).float().to(device)
             left, top = (
-                ((centre[:, 0] + shift) * config.size - side / 2).clamp(0, config.size - side)
+                ((centre[:, 0] + shift) * config.size - side / 2).clamp(0, config.size - side).round()
                 for centre, shift in zip((where.x, where.y), jitter, strict=True)
             )
             self.crop = (left, top, side)
@@ -193,10 +229,7 @@ def reconstruction_loss(output: Tensor, pixels: Tensor, alpha: Tensor, shape_wei
 def psnr(vae: stock.Autoencoder, size: int, frames: int, count: int = 4, seed: int = 123) -> np.ndarray:
     """Reconstruction PSNR in dB per frame, (frames,), over `count` streamed videos of held-out scenes."""
     device = next(vae.parameters()).device
-    rng = np.random.default_rng(seed)
-    batch = scenes.sample_scenes(
-        scenes.sample_attributes(count, rng, scenes.held_out_attributes()), rng, device
-    )
+    batch = _sampled(count, np.random.default_rng(seed), device, 500, scenes.held_out_attributes())
     stream, errors, start = VideoStream(vae), [], 0
     while start < frames:
         length = 1 if start == 0 else min(32, frames - start)
@@ -265,8 +298,7 @@ def train(
             muon.restore(optimizers, saved["optimizers"])
         step, schedule.earlier_seconds = saved["step"], saved["seconds"]
     elif not decoder_only:
-        rng = np.random.default_rng((config.seed, config.steps))
-        batch = scenes.sample_scenes(scenes.sample_attributes(16, rng), rng, device)
+        batch = _sampled(16, np.random.default_rng((config.seed, config.steps)), device, 0)
         _standardise(vae, scenes.render(batch, torch.arange(9, device=device), config.size)[0], model.z_dim)
         average.load_state_dict(vae.state_dict())
     print(f"{name}: {sum(p.numel() for p in trained):,} parameters on {device}", flush=True)

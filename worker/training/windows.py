@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from worker.sampler.noise import graded_levels
+from worker.training.backdrops import BACKDROPS
 from worker.training.latents import Clips, Latents
 from worker.training.run import ConfigError, Count, Share, Whole
-from worker.training.scenes import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SceneAttributes
+from worker.training.scenes import COLORS, MOTIONS, SHAPES, SceneAttributes
 
 EMPHASIS = 2.5
 TURNING_AT_ONE_LEVEL = 0.15
@@ -45,7 +46,7 @@ class WindowMixture:
     emphasis: tuple[str, ...] = ()  # shapes, motions...: each makes what has it EMPHASIS times as frequent
 
     def __post_init__(self) -> None:
-        unknown = {*self.emphasis} - {*BACKGROUNDS, *COLORS, *SHAPES, *MOTIONS}
+        unknown = {*self.emphasis} - {*BACKDROPS, *COLORS, *SHAPES, *MOTIONS}
         if unknown:
             raise ConfigError(f"emphasis: no scene has {sorted(unknown)}")
         if not self.kinds():
