@@ -83,8 +83,17 @@ DISC = 0.06
 """Radius of sun and moon."""
 
 
+SOFTEST = 1.5 / 128
+"""Width of an edge where pixels are smaller than that, widths: what an autoencoder can be asked for."""
+
+
+def covered(distance: Tensor, size: int) -> Tensor:
+    """How much of a pixel lies within an edge at this distance, widths, negative inside; for frames of `size` pixels."""
+    return (0.5 - distance / max(SOFTEST, 1 / size)).clamp(0, 1)
+
+
 def _painted(view: Landscape, size: int) -> Tensor:
-    """A landscape as (3, size, size), antialiased over one pixel."""
+    """A landscape as (3, size, size)."""
     places = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     y, x = torch.meshgrid(places, places, indexing="ij")
 
@@ -93,7 +102,7 @@ def _painted(view: Landscape, size: int) -> Tensor:
 
     def over(picture: Tensor, color: Tensor, distance: Tensor) -> Tensor:
         """The picture with this color where the distance to an edge is negative."""
-        return torch.lerp(picture, color.expand_as(picture), (0.5 - distance * size).clamp(0, 1))
+        return torch.lerp(picture, color.expand_as(picture), covered(distance, size))
 
     picture = torch.lerp(
         ink(view.top).expand(3, size, size), ink(view.horizon), (y / 0.66).clamp(0, 1).expand(3, -1, -1)

@@ -444,11 +444,11 @@ def offsets(where: Track, wrapped: Tensor, size: int, crop: Crop | None = None) 
 
 
 def coverage(scenes: Scenes, frames: Tensor, size: int, crop: Crop | None = None) -> Tensor:
-    """How much of each pixel the moving shape covers, (B, T, h, w) in 0..1, antialiased over one pixel."""
+    """How much of each pixel the moving shape covers, (B, T, h, w) in 0..1."""
     where = track(scenes, frames)
     dx, dy = offsets(where, wraps(scenes)[:, None], size, crop)
     distance = signed_distance(dx, dy, where.radius[..., None, None], scenes.shape[:, None, None, None])
-    return (0.5 - distance * size).clamp(0, 1)
+    return backdrops.covered(distance, size)
 
 
 def second_track(scenes: Scenes) -> Track:
@@ -472,7 +472,7 @@ def second_coverage(scenes: Scenes, size: int, crop: Crop | None = None) -> Tens
         dx, dy, where.radius[..., None, None], scenes.second_shape[:, None, None, None]
     )
     there = (scenes.second_shape >= 0)[:, None, None, None]
-    return (0.5 - distance * size).clamp(0, 1) * there
+    return backdrops.covered(distance, size) * there
 
 
 def inks(color: Tensor) -> Tensor:

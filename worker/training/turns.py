@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.training import scenes
+from worker.training import backdrops, scenes
 from worker.training.backdrops import BACKDROPS
 from worker.training.scenes import MOTIONS, SHAPES, SceneAttributes, Scenes, Track
 
@@ -324,7 +324,7 @@ def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
         share[pixel],
     )
     visible = torch.lerp(turns.visible[:, None].expand_as(done), torch.ones_like(done), done)
-    alpha = (0.5 - edge * size).clamp(0, 1) * visible[pixel]
+    alpha = backdrops.covered(edge, size) * visible[pixel]
 
     start, end = (scenes.inks(scene.color) for scene in (turns.before, turns.after))
     ink = torch.lerp(start, end, done[:, None][pixel])  # (B, 3, T, 1, 1)
