@@ -88,8 +88,8 @@ SOFTEST = 1.5 / 128
 
 
 def covered(distance: Tensor, size: int) -> Tensor:
-    """How much of a pixel lies within an edge at this distance, widths, negative inside; for frames of `size` pixels."""
-    return (0.5 - distance / max(SOFTEST, 1 / size)).clamp(0, 1)
+    """How much of a pixel, in frames of `size` pixels, an edge covers at this distance: widths, negative inside."""
+    return (0.5 - distance * min(size, 1 / SOFTEST)).clamp(0, 1)
 
 
 def _painted(view: Landscape, size: int) -> Tensor:
