@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from worker.evaluation import figures, oracle
 from worker.training import scenes
+from worker.training.backdrops import BACKGROUNDS
 from worker.training.scenes import SceneAttributes
 
 FRAMES = 96
@@ -219,7 +220,7 @@ def with_another(attributes: SceneAttributes, color: str, scale: float) -> NDArr
     return mixed
 
 
-@pytest.mark.parametrize("background", scenes.BACKGROUNDS)
+@pytest.mark.parametrize("background", BACKGROUNDS)
 def test_a_second_shape_of_another_color_is_seen(background: str) -> None:
     colors = [color for color in scenes.COLORS if (color, background) not in scenes.EXCLUDED_PAIRS]
     for color, other in permutations(colors, 2):
@@ -230,14 +231,14 @@ def test_a_second_shape_of_another_color_is_seen(background: str) -> None:
             assert not verdict.follows
 
 
-@pytest.mark.parametrize("background", scenes.BACKGROUNDS)
+@pytest.mark.parametrize("background", BACKGROUNDS)
 def test_a_shape_that_is_elsewhere_after_a_blink_has_jumped(background: str) -> None:
     for color in scenes.COLORS:
         if (color, background) in scenes.EXCLUDED_PAIRS:
             continue
         attributes = SceneAttributes(background, color, "circle", "bounce")
         frames = video(attributes, frames=240)
-        paper = (255 * np.array(scenes.BACKGROUNDS[background])).astype(np.uint8)
+        paper = (255 * np.array(BACKGROUNDS[background])).astype(np.uint8)
         blinks = [40, 80, 120, 160, 200]
         for first in blinks:
             frames[first] = paper
