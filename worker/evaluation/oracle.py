@@ -81,6 +81,8 @@ AWAY_SHARE = 0.06
 """Share of a landscape that may be wrong; its hills are 0.12 of it."""
 CONTRAST = (0.7, 1.4)
 """Smallest and largest contrast of a landscape, of that of the one asked for."""
+FLAT = 0.3
+"""Contrast up to which a picture is no landscape at all."""
 NIGHT = 0.9
 """Share of night from which a nightfall is over."""
 NIGHT_BACK = 0.08
@@ -158,8 +160,12 @@ class Track:
     night: Array  # share of night in a landscape of day and night
     background_error: Array  # mean distance to the background asked for
     second_free: Array  # share of the second object that the shape leaves free
-    second_color: NDArray[np.intp]  # index into COLORS of what stands there, len(COLORS) where it is the background
-    second_errors: Array  # (T, 4) squared distances to what each of SHAPES would look like there, over free pixels
+    second_color: NDArray[
+        np.intp
+    ]  # index into COLORS of what stands there, len(COLORS) where it is the background
+    second_errors: (
+        Array  # (T, 4) squared distances to what each of SHAPES would look like there, over free pixels
+    )
 
 
 def parse_prompt(text: str) -> SceneAttributes | None:
@@ -251,7 +257,9 @@ class _Setting:
     asked: str | None  # the background
     views: Array  # (3, H, W, 3): sunset, day, night
     blocks: Array  # (3, N, 3): means of areas of these
-    covers: Array | None  # (4, H, W) how much of each pixel a second object of each shape covers; None: no object
+    covers: (
+        Array | None
+    )  # (4, H, W) how much of each pixel a second object of each shape covers; None: no object
     second: int  # its shape as asked, index into SHAPES
     ink: Array  # (3,) its color as asked
 
@@ -343,8 +351,21 @@ def _landscape(
     plain = _nearest(background, BACKGROUNDS)
     known = np.array(list(BACKGROUNDS.values()), dtype=np.float32)
     distances = [np.linalg.norm(background - known[plain], axis=1)]
-    distances += [np.median(np.linalg.norm(blocks - one, axis=2), axis=1) for one in found]
+    for one in found:
+        away = np.linalg.norm(blocks - one, axis=2)
+        like = _contrast(blocks, one, away < 2 * AWAY) > FLAT
+        distances.append(np.where(like, np.median(away, axis=1), np.inf))
     return share, found, plain, np.stack(distances).argmin(0)
+
+
+def _contrast(blocks: Array, wanted: Array, among: NDArray[np.bool_]) -> Array:
+    """Contrast of pictures (T, N, 3), as a fraction of that of others, among some of their areas (T, N): (T,)."""
+    weights = among[..., None] / np.maximum(among.sum(1), 1)[:, None, None]
+    seen, asked = (
+        (one - (one * weights).sum(1, keepdims=True)) * among[..., None] for one in (blocks, wanted)
+    )
+    contrast: Array = (seen * asked).sum((1, 2)) / np.maximum((asked**2).sum((1, 2)), 1e-6)
+    return contrast
 
 
 def _fit(blocks: Array, asked: Array, free: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Array]:
@@ -352,11 +373,7 @@ def _fit(blocks: Array, asked: Array, free: NDArray[np.bool_]) -> tuple[NDArray[
     count = np.maximum(free.sum(1), 1)
     away = np.linalg.norm(blocks - asked, axis=2)
     share = ((away > AWAY) & free).sum(1) / count
-    seen, wanted = (
-        (one - ((one * free[..., None]).sum(1) / count[:, None])[:, None]) * free[..., None]
-        for one in (blocks, asked)
-    )
-    contrast = (seen * wanted).sum((1, 2)) / np.maximum((wanted**2).sum((1, 2)), 1e-6)
+    contrast = _contrast(blocks, asked, free)
     fits = (share < AWAY_SHARE) & (contrast > CONTRAST[0]) & (contrast < CONTRAST[1])
     return fits, (away * free).sum(1) / count
 
@@ -458,7 +475,7 @@ def _measure(frames: NDArray[np.uint8], setting: _Setting) -> Track:
     third = (alpha * offset**3).sum((1, 2)) / total**2.5
     fourth = (alpha * offset**4).sum((1, 2)) / total**3
     area = total / (height * width)
-    fits, away = _background_as_asked(blocks, near, background, (night, landscapes, plain, kind), setting)
+    fits, away = _background_as_asked(blocks, near, background, (landscapes[1], plain, kind), setting)
     free, second_color, second_errors = _second(picture, base.reshape(picture.shape), ~near, setting)
     return Track(
         background=background,
@@ -484,11 +501,15 @@ def _background_as_asked(
     blocks: Array,
     near: NDArray[np.bool_],
     background: Array,
-    seen: tuple[Array, Array, NDArray[np.intp], NDArray[np.intp]],
+    seen: tuple[Array, NDArray[np.intp], NDArray[np.intp]],
     setting: _Setting,
 ) -> tuple[NDArray[np.bool_], Array]:
-    """`fits` and `background_error` of a :class:`Track`; `near` (T, H, W) is the moving shape, `seen` as found."""
-    night, landscapes, plain, kind = seen
+    """`fits` and `background_error` of a :class:`Track`.
+
+    `near` (T, H, W) is the moving shape; `seen` are the nearest of day and night (T, N, 3), the nearest plain
+    background and the nearest of all, as `_landscape` finds them.
+    """
+    fading, plain, kind = seen
     asked = setting.asked
     if asked is None:
         return np.zeros(len(blocks), np.bool_), np.zeros(len(blocks))
@@ -500,7 +521,7 @@ def _background_as_asked(
         hidden = np.maximum(hidden, cv2.dilate(setting.cover, np.ones((5, 5), np.uint8)))
     free = _in_blocks(hidden) == 0
     views = dict(zip(("sunset", "day", "night"), setting.blocks, strict=True))
-    wanted = landscapes[1] if asked == "nightfall" else np.broadcast_to(views[asked], blocks.shape)
+    wanted = fading if asked == "nightfall" else np.broadcast_to(views[asked], blocks.shape)
     fits, away = _fit(blocks, wanted, free)
     return fits & (kind == (1 if asked == "sunset" else 2)), away
 
