@@ -77,7 +77,7 @@ BLOCKS = 32
 """Landscapes are compared by the means of so many areas in each direction: noise and blur hardly change these."""
 AWAY = 0.12
 """Distance to the landscape asked for from which an area of it is wrong."""
-AWAY_SHARE = 0.06
+AWAY_SHARE = 0.05
 """Share of a landscape that may be wrong; its hills are 0.12 of it."""
 CONTRAST = (0.7, 1.4)
 """Smallest and largest contrast of a landscape, of that of the one asked for."""
@@ -262,6 +262,7 @@ class _Setting:
     )  # (4, H, W) how much of each pixel a second object of each shape covers; None: no object
     second: int  # its shape as asked, index into SHAPES
     ink: Array  # (3,) its color as asked
+    own: int  # color of the moving shape as asked, index into COLORS
 
     @property
     def cover(self) -> Array | None:
@@ -303,6 +304,7 @@ def _setting(attributes: SceneAttributes | None, height: int, width: int) -> _Se
         covers=covers,
         second=scenes.SHAPES.index(second[1]) if second else 0,
         ink=np.array(scenes.COLORS[second[0]] if second else (0, 0, 0), np.float32),
+        own=list(scenes.COLORS).index(attributes.color) if attributes else 0,
     )
 
 
@@ -383,19 +385,24 @@ def _second_ink(frame: Array, base: Array, setting: _Setting) -> Array | None:
     assert setting.cover is not None
     core = setting.cover > 0.9
     seen = frame[core]
-    to_ink, to_base = np.linalg.norm(seen - setting.ink, axis=1), np.linalg.norm(seen - base[core], axis=1)
-    inked = to_ink < np.minimum(to_base, 0.35)
-    if (to_base < np.minimum(to_ink, 0.2)).sum() > inked.sum():
+    away = [np.linalg.norm(seen - color, axis=1) for color in (*scenes.COLORS.values(), base[core])]
+    nearest = np.argmin(away, axis=0)
+    votes = np.bincount(nearest, minlength=len(away))
+    votes[setting.own] = 0
+    most = int(votes.argmax())
+    if most == len(scenes.COLORS):
         return None
-    return np.median(seen[inked], axis=0) if inked.mean() > 0.2 else setting.ink
+    return np.median(seen[nearest == most], axis=0) if votes[most] > 0.2 * len(seen) else setting.ink
 
 
-def _second(pixels: Array, base: Array, free: NDArray[np.bool_], setting: _Setting) -> tuple[Array, ...]:
+def _second(
+    pixels: Array, base: Array, free: NDArray[np.bool_], setting: _Setting
+) -> tuple[Array, NDArray[np.intp], Array]:
     """`second_free`, `second_color` and `second_errors` of a :class:`Track`; pixels (T, H, W, 3), free (T, H, W)."""
     count = len(pixels)
     none = len(scenes.COLORS)
     if setting.covers is None or setting.cover is None:
-        return np.zeros(count), np.full(count, none), np.zeros((count, len(scenes.SHAPES)))
+        return np.zeros(count), np.full(count, none, np.intp), np.zeros((count, len(scenes.SHAPES)))
     core = setting.cover > 0.9
     known = np.array(list(scenes.COLORS.values()), dtype=np.float32)
     around = cv2.dilate(setting.covers.max(0), np.ones((5, 5), np.uint8)) > 0
@@ -414,7 +421,7 @@ def _second(pixels: Array, base: Array, free: NDArray[np.bool_], setting: _Setti
         colors.append(int(np.argmin(distances)))
         expected = paper[around] + covers * (ink - paper[around])
         errors.append((((frame[around] - expected) ** 2).sum(2) * open_[around]).sum(1))
-    return np.array(share), np.array(colors), np.stack(errors)
+    return np.array(share), np.array(colors, np.intp), np.stack(errors)
 
 
 def _measure(frames: NDArray[np.uint8], setting: _Setting) -> Track:
@@ -436,10 +443,10 @@ def _measure(frames: NDArray[np.uint8], setting: _Setting) -> Track:
     if setting.cover is not None:
         paper = base.copy()
         cover = setting.cover.reshape(-1, 1)
-        for number, one in enumerate(base):
-            ink = _second_ink(picture[number], one.reshape(height, width, 3), setting)
+        for place, one in enumerate(base):
+            ink = _second_ink(picture[place], one.reshape(height, width, 3), setting)
             if ink is not None:
-                paper[number] = one + cover * (ink - one)
+                paper[place] = one + cover * (ink - one)
     difference = pixels - paper
     strength = np.linalg.norm(difference, axis=2)
     core = max(1, round(height * width * 0.0146))  # 60 of 64 x 64 pixels: less than the smallest shape

@@ -76,7 +76,8 @@ def degraded(frames: NDArray[np.uint8], rng: np.random.Generator, sigma: float =
     """Blurred, and with noise of so many levels."""
     blurred = np.stack([cv2.blur(frame, (3, 3)) for frame in frames])
     noise = rng.standard_normal(frames.shape, dtype=np.float32) * sigma
-    return np.clip(blurred + noise, 0, 255).round().astype(np.uint8)
+    shown: NDArray[np.uint8] = np.clip(blurred + noise, 0, 255).round().astype(np.uint8)
+    return shown
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -107,7 +108,7 @@ PASSING = SceneAttributes("gray", "red", "circle", "left", ("blue", "triangle"))
 @pytest.mark.parametrize("asked", backdrops.LANDSCAPES)
 @pytest.mark.parametrize("shown", backdrops.BACKDROPS)
 def test_a_wrong_background_is_named(asked: str, shown: str) -> None:
-    frames = rich(replace(LANDSCAPE, background=shown), frames=48, dusk=-12.0)
+    frames = rich(replace(LANDSCAPE, background=shown), frames=48, dusk=-60.0)
     wrong = oracle.judge(frames, replace(LANDSCAPE, background=asked))
     assert (wrong.background, wrong.color, wrong.shape) == (asked == shown, True, True)
     if shown in backdrops.BACKGROUNDS:
@@ -117,17 +118,18 @@ def test_a_wrong_background_is_named(asked: str, shown: str) -> None:
 @pytest.mark.parametrize("background", ["day", "sunset", "night"])
 def test_a_landscape_without_hills_or_washed_out_is_wrong(background: str) -> None:
     attributes = replace(LANDSCAPE, background=background)
-    frames = rich(attributes, frames=48)
-    bare = frames.copy()
-    ground = slice(round(0.52 * 128), round(0.71 * 128))
-    same = np.abs(bare[:, ground] - rich(attributes, 1, 48)[:, ground].astype(int)).max(3, keepdims=True) == 0
-    bare[:, ground] = np.where(same, bare[:, ground.start : ground.start + 1, :1], bare[:, ground])
-    washed = (0.5 * frames + 0.5 * frames.mean((1, 2), keepdims=True)).astype(np.uint8)
-    assert [oracle.judge(one, attributes).background for one in (frames, bare, washed)] == [
-        True,
-        False,
-        False,
-    ]
+    batch, times = scenes.sample_scenes([attributes], np.random.default_rng(0)), torch.arange(48)
+    alpha = scenes.coverage(batch, times, 128)[:, None]
+    paper = scenes.scenery(batch, times, 128)[0]
+    bare = paper.clone()
+    bare[..., 67:91, :] = paper[..., 66:67, :1]  # the sky down to the field
+
+    def frames(behind: torch.Tensor) -> NDArray[np.uint8]:
+        return oracle.to_uint8(torch.lerp(behind, scenes.inks(batch.color), alpha) * 2 - 1)
+
+    washed = (paper + paper.mean((3, 4), keepdim=True)) / 2
+    found = [oracle.judge(frames(one), attributes).background for one in (paper, bare, washed)]
+    assert found == [True, False, False]
 
 
 def test_night_must_fall_and_not_go_back() -> None:
@@ -159,8 +161,7 @@ def test_a_wrong_second_object_is_seen_and_nothing_else_is_wrong(attributes: Sce
         verdict = oracle.judge(shown, attributes)
         assert (verdict.second, verdict.background, verdict.follows) == (False, True, False), (words, verdict)
         assert verdict.motion, (words, verdict)
-        if words in ("gone", "vanishing", *scenes.SHAPES):
-            assert (verdict.color, verdict.shape) == (True, True), (words, verdict)
+        assert (verdict.color, verdict.shape) == (True, True), (words, verdict)
     unasked = oracle.judge(frames, replace(attributes, second=None))
     assert (unasked.second, unasked.follows) == (None, False)
     assert unasked.stray > 0.5
