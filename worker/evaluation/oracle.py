@@ -77,6 +77,8 @@ BLOCKS = 32
 """Landscapes are compared by the means of so many areas in each direction: noise and blur hardly change these."""
 AWAY = 0.12
 """Distance to the landscape asked for from which an area of it is wrong."""
+AWAY_SPREAD = 0.6
+"""The same as a fraction of how far the areas of the landscape are from their mean, if that is less."""
 AWAY_SHARE = 0.05
 """Share of a landscape that may be wrong; its hills are 0.12 of it."""
 CONTRAST = (0.7, 1.4)
@@ -373,10 +375,24 @@ def _contrast(blocks: Array, wanted: Array, among: NDArray[np.bool_]) -> Array:
 def _fit(blocks: Array, asked: Array, free: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Array]:
     """Whether a landscape is as asked, and its mean distance, each (T,), by its free areas (T, N)."""
     count = np.maximum(free.sum(1), 1)
-    away = np.linalg.norm(blocks - asked, axis=2)
-    share = ((away > AWAY) & free).sum(1) / count
+    difference = blocks - asked
+    offset = np.stack(
+        [
+            np.median(one[here], axis=0) if here.any() else np.zeros(3)
+            for one, here in zip(difference, free, strict=True)
+        ]
+    )
+    spread = np.sqrt(((asked - asked.mean(1, keepdims=True)) ** 2).sum(2).mean(1))
+    least = np.minimum(AWAY, AWAY_SPREAD * spread)[:, None]
+    share = ((np.linalg.norm(difference - offset[:, None], axis=2) > least) & free).sum(1) / count
+    away = np.linalg.norm(difference, axis=2)
     contrast = _contrast(blocks, asked, free)
-    fits = (share < AWAY_SHARE) & (contrast > CONTRAST[0]) & (contrast < CONTRAST[1])
+    fits = (
+        (share < AWAY_SHARE)
+        & (np.linalg.norm(offset, axis=1) < AWAY)
+        & (contrast > CONTRAST[0])
+        & (contrast < CONTRAST[1])
+    )
     return fits, (away * free).sum(1) / count
 
 
@@ -385,7 +401,8 @@ def _second_ink(frame: Array, base: Array, setting: _Setting) -> Array | None:
     assert setting.cover is not None
     core = setting.cover > 0.9
     seen = frame[core]
-    away = [np.linalg.norm(seen - color, axis=1) for color in (*scenes.COLORS.values(), base[core])]
+    away = [np.linalg.norm(seen - np.array(color), axis=1) for color in scenes.COLORS.values()]
+    away.append(np.linalg.norm(seen - base[core], axis=1))
     nearest = np.argmin(away, axis=0)
     votes = np.bincount(nearest, minlength=len(away))
     votes[setting.own] = 0
