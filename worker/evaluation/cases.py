@@ -10,12 +10,12 @@ import numpy as np
 
 from worker.evaluation import oracle
 from worker.training import scenes
+from worker.training.backdrops import LANDSCAPES
 
-SEVERAL = "several objects"
 SCENE_CLASSES = (
     "one object in place",
     "one object moving",
-    SEVERAL,
+    "several objects",
     "rich background",
     "fast motion",
 )
@@ -28,8 +28,8 @@ class EvaluationError(ValueError):
     """An evaluation that cannot be made as asked; one line for a person."""
 
 
-CHANGING = ("background", "color", "shape", "motion")
-"""What a prompt may change half-way, one at a time."""
+CHANGING = ("background", "color", "shape", "motion", "second")
+"""What a prompt may change half-way, one at a time; a second object appears, disappears or becomes another."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,42 @@ class Case:
 
 
 def _described(prompt: str, attributes: scenes.SceneAttributes) -> Case:
-    moving = attributes.motion not in _IN_PLACE
-    return Case(prompt, "one object moving" if moving else "one object in place", attributes)
+    if attributes.second:
+        scene_class = "several objects"
+    elif attributes.background in LANDSCAPES:
+        scene_class = "rich background"
+    else:
+        scene_class = "one object in place" if attributes.motion in _IN_PLACE else "one object moving"
+    return Case(prompt, scene_class, attributes)
 
 
 def held_out(count: int, seed: int) -> list[Case]:
-    """`count` captions of combinations that training never showed, motions in turn."""
+    """`count` captions of combinations that training never showed, motions in turn.
+
+    As many have a second object as in training.
+    """
     rng = np.random.default_rng(seed)
     pool = scenes.held_out_attributes()
     rng.shuffle(pool)
     by_motion = [[a for a in pool if a.motion == motion] for motion in scenes.MOTIONS]
     turns = [by_motion[i % len(by_motion)] for i in range(count)]
     chosen = [turn[i // len(by_motion) % len(turn)] for i, turn in enumerate(turns)]
+    chosen = scenes.accompanied(chosen, rng, scenes.SECOND_SHARE)
     return [_described(scenes.caption(a, rng), a) for a in chosen]
+
+
+def _others(
+    before: scenes.SceneAttributes, changed: str, rng: np.random.Generator
+) -> list[scenes.SceneAttributes]:
+    """Scenes that may be rendered and differ from this one in one attribute."""
+    if changed == "second":
+        alone = replace(before, second=None)
+        among = [*([alone] if before.second else []), *scenes.accompanied([alone] * 2, rng, 1)]
+    else:
+        among = [
+            replace(a, second=before.second) for a in scenes.all_attributes() if scenes.fits(before.second, a)
+        ]
+    return [a for a in among if [n for n in CHANGING if getattr(a, n) != getattr(before, n)] == [changed]]
 
 
 def turning(count: int, seed: int) -> list[Case]:
@@ -78,13 +101,9 @@ def turning(count: int, seed: int) -> list[Case]:
     for number, case in enumerate(held_out(count, seed)):
         if number % len(CHANGING) == 0:
             order = rng.permutation(CHANGING).tolist()
-        changed, before = order[number % len(CHANGING)], case.attributes
-        others = [
-            a
-            for a in scenes.all_attributes()
-            if before is not None
-            and [n for n in CHANGING if getattr(a, n) != getattr(before, n)] == [changed]
-        ]
+        changed = order[number % len(CHANGING)]
+        assert case.attributes is not None
+        others = _others(case.attributes, changed, rng)
         after = others[int(rng.integers(len(others)))]
         found.append(replace(case, turn=Turn(scenes.caption(after, rng), after, changed)))
     return found
@@ -93,8 +112,7 @@ def turning(count: int, seed: int) -> list[Case]:
 def read(path: Path) -> list[Case]:
     """Prompts of a TOML file: `[[prompts]]` tables with `text` and `class`, one of SCENE_CLASSES.
 
-    A prompt in the words of the procedural scenes is judged by the oracle, which knows scenes of one object. Raises
-    EvaluationError.
+    A prompt in the words of the procedural scenes is judged by the oracle. Raises EvaluationError.
     """
     try:
         rows = tomllib.loads(path.read_text(encoding="utf-8"))["prompts"]
@@ -108,7 +126,4 @@ def read(path: Path) -> list[Case]:
             raise EvaluationError(f"{path}: a prompt is empty")
     if not given:
         raise EvaluationError(f"{path}: no prompts")
-    return [
-        Case(text, scene_class, None if scene_class == SEVERAL else oracle.parse_prompt(text))
-        for text, scene_class in given
-    ]
+    return [Case(text, scene_class, oracle.parse_prompt(text)) for text, scene_class in given]

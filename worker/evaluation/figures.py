@@ -48,6 +48,9 @@ FIGURES: dict[str, Figure] = {
     "color": Figure("color", "share of segments with the color asked for", 1),
     "shape": Figure("shape", "share of segments with the shape asked for", 1),
     "motion": Figure("motion", "share of segments with the motion asked for", 1),
+    "second": Figure(
+        "second object", "share of segments with the second object as asked, where one is asked for", 1
+    ),
     "present": Figure("present", "share of frames that show the object", 1),
     "stray": Figure("stray", "share of frames that show something else, too", -1),
     "still": Figure("still", "longest stretch in which nothing moves, seconds", -1, 2),
@@ -63,11 +66,11 @@ FIGURES: dict[str, Figure] = {
     "identity": Figure("identity", "share of segments whose color or shape is not the first one's", -1),
     "ending": Figure(
         "ending",
-        "color, shape and background right in the last 2 s, nothing else there, no standstill; share of videos",
+        "all but the motion right in the last 2 s, nothing else there, no standstill; share of videos",
         1,
     ),
     "ending_color_error": Figure("ending's color error", "color error in the last 2 s", -1),
-    "diverged": Figure("diverged", "share of videos that lose background, color or object by the end", -1),
+    "diverged": Figure("diverged", "share of videos that lose background, color or an object by the end", -1),
     "jittered": Figure("jittered", f"share of videos with jitter over {JITTERY} or jumps over {JUMPY}", -1),
     "ended_badly": Figure(
         "ended badly", "share of videos whose last 2 s are wrong, and what comes before them is not", -1
@@ -106,7 +109,9 @@ def _sound(verdict: Mapping[str, Any]) -> bool:
     the object moves."""
     told = all(verdict[name] for name in ("background", "color", "shape"))
     alone = verdict["present"] >= WHOLE and verdict["stray"] <= 1 - WHOLE
-    return bool(told and alone and verdict["still"] <= oracle.STILL_SECONDS)
+    return bool(
+        told and verdict["second"] is not False and alone and verdict["still"] <= oracle.STILL_SECONDS
+    )
 
 
 def of_video(video: Video) -> dict[str, float]:
@@ -123,7 +128,18 @@ def of_video(video: Video) -> dict[str, float]:
 
     first, last = verdicts[0], verdicts[-1]
     ending, before = video["ending"]["oracle"], video["ending"]["before"]
-    means = ("follows", "background", "color", "shape", "motion", "present", "stray", "jumps", "jitter")
+    means = (
+        "follows",
+        "background",
+        "color",
+        "shape",
+        "motion",
+        "second",
+        "present",
+        "stray",
+        "jumps",
+        "jitter",
+    )
     found |= {name: value for name in (*means, "color_error") if (value := mean_of(name)) is not None}
     found["still"] = max(verdict["still"] for verdict in verdicts)
     identity = [(v["seen_color"], v["seen_shape"]) for v in verdicts]
@@ -133,7 +149,7 @@ def of_video(video: Video) -> dict[str, float]:
             "follows_change": float(last["follows"]) - float(first["follows"]),
             "identity": float(np.mean([seen != identity[0] for seen in identity[1:]])),
             "diverged": float(
-                any(first[name] and not last[name] for name in ("background", "color"))
+                any(first[name] and not last[name] for name in ("background", "color", "second"))
                 or (first["present"] >= WHOLE > last["present"])
             ),
         }
@@ -212,7 +228,8 @@ SIZES = {
 """One video or segment in twenty, a jump in 42 s at 24 frames a second, a change of the step as true scenes have it, a
 fiftieth of the range of colors, a hundredth of the frame difference."""
 _SHARES = {
-    *("follows", "background", "color", "shape", "motion", "present", "jumps", "follows_last", "identity"),
+    *("follows", "background", "color", "shape", "motion", "second", "present", "jumps"),
+    *("follows_last", "identity"),
     *("ending", "diverged", "jittered", "ended_badly", "decayed", "lost", "flickering", "seam_power"),
 }
 _CHANGES: dict[str, tuple[float, float]] = {
@@ -342,10 +359,12 @@ def _classes(videos: Mapping[int, Video], flat: Mapping[int, Mapping[str, float]
     for name in sorted({video["class"] for video in videos.values()}):
         members = [flat[n] for n, video in videos.items() if video["class"] == name]
         judged = [m for m in members if "follows" in m]
+        measured = {
+            figure: [m[figure] for m in judged if figure in m]
+            for figure in ("lost", "jittered", "identity", "second", "follows")
+        }
         classes[name] = {"videos": len(members), "judged": len(judged)} | {
-            figure: round(float(np.mean([m[figure] for m in judged])), 6)
-            for figure in ("lost", "jittered", "identity", "follows")
-            if judged and figure in judged[0]
+            figure: round(float(np.mean(values)), 6) for figure, values in measured.items() if values
         }
     return classes
 
@@ -426,6 +445,12 @@ def summarise(videos: Sequence[Video]) -> dict[str, Any]:
     }
 
 
+def _changed(after: Mapping[str, Any], name: str) -> bool:
+    """Whether an attribute is as asked after a change; where no second object is asked for, nothing may be left."""
+    seen = after[name]
+    return bool(after["stray"] <= 1 - WHOLE if seen is None else seen)
+
+
 def turns(videos: Sequence[Video]) -> dict[str, Any]:
     """How videos follow a prompt that changes half-way, by the attribute that changed, and all of them.
 
@@ -441,7 +466,7 @@ def turns(videos: Sequence[Video]) -> dict[str, Any]:
         verdicts = [(v["segments"][0]["oracle"], v["segments"][-1]["oracle"], v["turn"]) for v in members]
         shares = {
             "before": [before["follows"] for before, _, _ in verdicts],
-            "changed": [after[turn["changed"]] for _, after, turn in verdicts],
+            "changed": [_changed(after, turn["changed"]) for _, after, turn in verdicts],
             "after": [after["follows"] for _, after, _ in verdicts],
         }
         found[name] = {figure: _mean_of(share, (0, 1)) for figure, share in shares.items()}

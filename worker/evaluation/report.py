@@ -64,6 +64,7 @@ TABLES = {
         "color",
         "shape",
         "motion",
+        "second",
         "present",
         "stray",
         "still",
@@ -451,7 +452,7 @@ def _classes(results: Results) -> str:
                 shown.add(name)
                 measured = [
                     number(members.get(f), 3) if members["judged"] else _BLIND
-                    for f in ("lost", "jittered", "identity", "follows")
+                    for f in ("lost", "jittered", "identity", "second", "follows")
                 ]
                 videos = str(members["videos"])
                 if 0 < members["judged"] < members["videos"]:
@@ -465,18 +466,21 @@ def _classes(results: Results) -> str:
         "disappearance",
         "jitter",
         "identity drift",
+        "second object",
         "all as asked",
     ]
     parts = [_table(header, rows)] if rows else []
     parts.append(
         "Failures are told by the oracle, which knows the scenes that the built-in model was trained on: one object "
-        "over a plain background, named in the words of its prompts. Other prompts, and all of several objects, "
-        f"{_BLIND}: they have the figures that need no oracle. Identity drift takes more than one segment."
+        "that moves over a plain background or a landscape, perhaps past a second one, named in the words of its "
+        f"prompts. Other prompts {_BLIND}: they have the figures that need no oracle. Identity drift takes more than "
+        "one segment. `second object`: share of segments in which it is as asked, of the videos that ask for one. A "
+        "scene with a second object counts among several objects, whatever is behind it."
     )
     if missing := [name for name in SCENE_CLASSES if name not in shown]:
         parts.append(
-            f"Not shown, for no prompt of this evaluation asks for it: {', '.join(missing)}. The held-out prompts are "
-            "all of one object; `--prompts` takes others."
+            f"Not shown, for no prompt of this evaluation asks for it: {', '.join(missing)}. `--prompts` takes prompts "
+            "of any class."
         )
     return "\n\n".join(parts)
 
@@ -674,7 +678,7 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         "the two tables must not be compared with each other; only the order of the methods within each can be.",
         _beside_paper(results),
         "## What these figures are not",
-        "- The model is small and its scenes are plain; what does not show here may show on a large "
+        "- The model is small and its scenes are simple; what does not show here may show on a large "
         "model, and the other way round.\n"
         "- The paper extends real first frames; all videos here start from text alone.\n"
         "- The Frechet distance is on features of the model's own video encoder (mean, deviation and "

@@ -53,7 +53,7 @@ from worker.models.base import ModelLoadError, SamplerConfig, VideoFrames, Video
 from worker.models.registry import describe, load_model
 from worker.training import scenes
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of what a video's file of figures holds; files of another version are made again."""
 CONFIGS = Path(__file__).parent / "configs"
 MEASURES = (
@@ -62,6 +62,7 @@ MEASURES = (
     "evaluation/frechet",
     "evaluation/methods",
     "training/scenes",
+    "training/backdrops",
 )
 """Modules, beside the sampler's, that the figures of a video depend on."""
 ENDING_SECONDS = 2.0

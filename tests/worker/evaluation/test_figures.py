@@ -14,6 +14,7 @@ GOOD: dict[str, Any] = {
     "color": True,
     "shape": True,
     "motion": True,
+    "second": None,
     "present": 1.0,
     "stray": 0.0,
     "still": 0.2,
@@ -294,3 +295,26 @@ def test_a_class_has_the_figures_of_those_prompts_that_can_be_judged() -> None:
     assert summary([blind])["rows"]["progressive"]["classes"] == {
         "one object moving": {"videos": 1, "judged": 0}
     }
+
+
+def test_a_second_object_counts_where_one_is_asked_for() -> None:
+    right, lost = GOOD | {"second": True}, GOOD | {"second": False, "follows": False}
+    videos = [
+        video("progressive", 0, right, lost, **{"class": "several objects"}),
+        video("progressive", 1, GOOD, GOOD),
+    ]
+    found = [figures.of_video(one) for one in videos]
+    assert (found[0]["second"], found[0]["diverged"], found[0]["ending"]) == (0.5, 1, 0)
+    assert "second" not in found[1]
+    row = summary(videos)["rows"]["progressive"]
+    assert (row["figures"]["second"]["mean"], row["figures"]["second"]["prompts"]) == (0.5, 1)
+    assert row["classes"]["several objects"]["second"] == 0.5
+    assert "second" not in row["classes"]["one object moving"]
+
+
+@pytest.mark.parametrize(
+    ("after", "changed"), [({"second": True}, 1), ({"second": False}, 0), ({}, 1), ({"stray": 0.5}, 0)]
+)
+def test_a_second_object_has_changed_when_it_is_as_asked_or_gone(after: dict[str, Any], changed: int) -> None:
+    turned = video("progressive", 0, GOOD, GOOD | after, turn={"changed": "second"})
+    assert figures.turns([turned])["second"]["changed"]["mean"] == changed

@@ -165,7 +165,12 @@ def test_held_out_prompts_name_held_out_combinations_only() -> None:
     chosen = [case.attributes for case in cases.held_out(48, seed=0)]
     assert all(a is not None and scenes.is_held_out(a) for a in chosen)
     assert {a.motion for a in chosen if a is not None} == set(scenes.MOTIONS)
-    assert len({case.scene_class for case in cases.held_out(6, 0)}) == 2
+    found = cases.held_out(48, seed=0)
+    assert {case.scene_class for case in found} == {*cases.SCENE_CLASSES} - {"fast motion"}
+    assert 0.2 < np.mean([a is not None and a.second is not None for a in chosen]) < 0.5
+    for case in found:
+        assert case.attributes is not None
+        assert (case.scene_class == "several objects") == (case.attributes.second is not None)
 
 
 def test_prompts_of_a_file_are_judged_where_they_can_be(tmp_path: Path) -> None:
@@ -178,7 +183,9 @@ def test_prompts_of_a_file_are_judged_where_they_can_be(tmp_path: Path) -> None:
     )
     one, fast, several, rich = cases.read(path)
     assert one.attributes == fast.attributes == scenes.SceneAttributes("black", "red", "circle", "bounce")
-    assert several.attributes is None  # would be taken for its first object alone
+    assert several.attributes == scenes.SceneAttributes(
+        "black", "red", "circle", "bounce", ("green", "square")
+    )
     assert rich.attributes is None
 
 

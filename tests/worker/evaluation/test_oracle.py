@@ -6,13 +6,15 @@ from itertools import permutations
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from worker.evaluation import figures, oracle
-from worker.training import scenes
+from worker.training import backdrops, scenes
+from worker.training.backdrops import BACKGROUNDS
 from worker.training.scenes import SceneAttributes
 
 FRAMES = 96
@@ -57,6 +59,121 @@ def test_true_videos_pass_also_after_h264(seed: int) -> None:
 def test_the_size_of_the_frame_does_not_matter() -> None:
     for attributes in (BOUNCING, SPINNING, PULSING):
         assert oracle.judge(video(attributes, size=128, frames=60), attributes).follows
+
+
+def rich(
+    attributes: SceneAttributes, seed: int = 0, frames: int = FRAMES, opening: bool = True, **changes: float
+) -> NDArray[np.uint8]:
+    """A true scene of 128 pixels, as a video begins or in the middle of one."""
+    first = 0 if opening else 300
+    batch = scenes.sample_scenes([attributes], np.random.default_rng(seed), frame=float(first))
+    batch = scenes.opening(batch) if opening else batch
+    batch = replace(batch, **{name: torch.tensor([value]) for name, value in changes.items()})
+    return oracle.to_uint8(scenes.render(batch, torch.arange(frames) + first, 128)[0])
+
+
+def degraded(frames: NDArray[np.uint8], rng: np.random.Generator, sigma: float = 4) -> NDArray[np.uint8]:
+    """Blurred, and with noise of so many levels."""
+    blurred = np.stack([cv2.blur(frame, (3, 3)) for frame in frames])
+    noise = rng.standard_normal(frames.shape, dtype=np.float32) * sigma
+    shown: NDArray[np.uint8] = np.clip(blurred + noise, 0, 255).round().astype(np.uint8)
+    return shown
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_true_rich_scenes_pass_also_blurred_and_noisy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = scenes.accompanied(scenes.sample_attributes(50, rng, scenes.all_attributes()), rng, 0.6)
+    for number, attributes in enumerate(drawn):
+        frames = rich(attributes, 100 * seed + number, opening=number % 2 == 0)
+        shown = degraded(frames, rng) if number % 4 > 1 else frames
+        verdict = oracle.judge(shown, attributes)
+        assert verdict.follows, (seed, number, attributes, verdict)
+
+
+@pytest.mark.parametrize("opening", [True, False])
+@pytest.mark.parametrize("background", backdrops.LANDSCAPES)
+def test_true_rich_scenes_of_ten_seconds_pass_with_much_noise(background: str, opening: bool) -> None:
+    attributes = SceneAttributes(background, "yellow", "cross", "orbit", ("cyan", "triangle"))
+    frames = degraded(rich(attributes, frames=240, opening=opening), np.random.default_rng(0), 10)  # 28 dB
+    verdict = oracle.judge(frames, attributes)
+    assert verdict.follows, verdict
+
+
+LANDSCAPE = SceneAttributes("sunset", "cyan", "square", "pulse")
+ACCOMPANIED = SceneAttributes("night", "red", "cross", "orbit", ("white", "square"))
+PASSING = SceneAttributes("gray", "red", "circle", "left", ("blue", "triangle"))
+
+
+@pytest.mark.parametrize("asked", backdrops.LANDSCAPES)
+@pytest.mark.parametrize("shown", backdrops.BACKDROPS)
+def test_a_wrong_background_is_named(asked: str, shown: str) -> None:
+    frames = rich(replace(LANDSCAPE, background=shown), frames=48, dusk=-60.0)
+    wrong = oracle.judge(frames, replace(LANDSCAPE, background=asked))
+    right = asked == shown or (asked, shown) == ("nightfall", "night")  # it has fallen
+    assert (wrong.background, wrong.color, wrong.shape) == (right, True, True)
+    if shown in backdrops.BACKGROUNDS:
+        assert oracle.judge(frames, replace(LANDSCAPE, background=shown)).background
+
+
+@pytest.mark.parametrize("background", ["day", "sunset", "night"])
+def test_a_landscape_without_hills_or_washed_out_is_wrong(background: str) -> None:
+    attributes = replace(LANDSCAPE, background=background)
+    batch, times = scenes.sample_scenes([attributes], np.random.default_rng(0)), torch.arange(48)
+    alpha = scenes.coverage(batch, times, 128)[:, None]
+    paper = scenes.scenery(batch, times, 128)[0]
+    bare = paper.clone()
+    bare[..., 67:91, :] = paper[..., 66:67, :1]  # the sky down to the field
+
+    def frames(behind: torch.Tensor) -> NDArray[np.uint8]:
+        return oracle.to_uint8(torch.lerp(behind, scenes.inks(batch.color), alpha) * 2 - 1)
+
+    washed = (paper + paper.mean((3, 4), keepdim=True)) / 2
+    found = [oracle.judge(frames(one), attributes).background for one in (paper, bare, washed)]
+    assert found == [True, False, False]
+
+
+def test_night_must_fall_and_not_go_back() -> None:
+    attributes = replace(LANDSCAPE, background="nightfall")
+    falling = rich(attributes, frames=144)
+    shown = {
+        "falls": falling,
+        "has fallen": rich(attributes, dusk=-300.0),
+        "stays day": rich(attributes, dusk=1e6),
+        "stops": falling[np.minimum(np.arange(144), 40)],
+        "goes back": falling[::-1],
+        "goes back late": np.concatenate([falling[:90], falling[89:50:-1]]),
+    }
+    for words, frames in shown.items():
+        assert oracle.judge(frames, attributes).background == (words in ("falls", "has fallen")), words
+
+
+@pytest.mark.parametrize("attributes", [ACCOMPANIED, PASSING])
+def test_a_wrong_second_object_is_seen_and_nothing_else_is_wrong(attributes: SceneAttributes) -> None:
+    assert attributes.second is not None
+    color, shape = attributes.second
+    frames, gone = rich(attributes), rich(replace(attributes, second=None))
+    vanishing = np.concatenate([frames[:48], gone[48:]])
+    wrong = {"gone": gone, "vanishing": vanishing}
+    wrong |= {one: rich(replace(attributes, second=(one, shape))) for one in ("green", "yellow")}
+    wrong |= {one: rich(replace(attributes, second=(color, one))) for one in scenes.SHAPES if one != shape}
+    assert oracle.judge(frames, attributes).follows
+    for words, shown in wrong.items():
+        verdict = oracle.judge(shown, attributes)
+        assert (verdict.second, verdict.background, verdict.follows) == (False, True, False), (words, verdict)
+        assert verdict.motion, (words, verdict)
+        assert (verdict.color, verdict.shape) == (True, True), (words, verdict)
+    unasked = oracle.judge(frames, replace(attributes, second=None))
+    assert (unasked.second, unasked.follows) == (None, False)
+    assert unasked.stray > 0.5
+
+
+@pytest.mark.parametrize("background", ["maroon", "day"])
+def test_a_third_object_is_seen(background: str) -> None:
+    attributes = SceneAttributes(background, "cyan", "circle", "orbit", ("yellow", "cross"))
+    frames = rich(attributes)
+    frames[:, 4:28, 4:28] = 255 * np.array(scenes.COLORS["purple"])
+    assert oracle.judge(frames, attributes).stray > 0.8
 
 
 def test_each_wrong_attribute_is_named() -> None:
@@ -219,7 +336,7 @@ def with_another(attributes: SceneAttributes, color: str, scale: float) -> NDArr
     return mixed
 
 
-@pytest.mark.parametrize("background", scenes.BACKGROUNDS)
+@pytest.mark.parametrize("background", BACKGROUNDS)
 def test_a_second_shape_of_another_color_is_seen(background: str) -> None:
     colors = [color for color in scenes.COLORS if (color, background) not in scenes.EXCLUDED_PAIRS]
     for color, other in permutations(colors, 2):
@@ -230,14 +347,14 @@ def test_a_second_shape_of_another_color_is_seen(background: str) -> None:
             assert not verdict.follows
 
 
-@pytest.mark.parametrize("background", scenes.BACKGROUNDS)
+@pytest.mark.parametrize("background", BACKGROUNDS)
 def test_a_shape_that_is_elsewhere_after_a_blink_has_jumped(background: str) -> None:
     for color in scenes.COLORS:
         if (color, background) in scenes.EXCLUDED_PAIRS:
             continue
         attributes = SceneAttributes(background, color, "circle", "bounce")
         frames = video(attributes, frames=240)
-        paper = (255 * np.array(scenes.BACKGROUNDS[background])).astype(np.uint8)
+        paper = (255 * np.array(BACKGROUNDS[background])).astype(np.uint8)
         blinks = [40, 80, 120, 160, 200]
         for first in blinks:
             frames[first] = paper
@@ -286,8 +403,10 @@ def test_frames_of_another_type_are_refused() -> None:
 def test_every_caption_can_be_parsed() -> None:
     rng = np.random.default_rng(0)
     for attributes in scenes.all_attributes():
-        for filler in (0.0, 1.0):
-            assert oracle.parse_prompt(scenes.caption(attributes, rng, filler)) == attributes
+        for one in (attributes, *scenes.accompanied([attributes], rng, 1)):
+            for filler in (0.0, 1.0):
+                caption = scenes.caption(one, rng, filler)
+                assert oracle.parse_prompt(caption) == one, caption
 
 
 def test_prompts_in_other_words_can_be_parsed() -> None:
@@ -297,6 +416,33 @@ def test_prompts_in_other_words_can_be_parsed() -> None:
     assert oracle.parse_prompt("On teal: a white plus sign that rotates.") == SceneAttributes(
         "teal", "white", "cross", "spin"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "background"),
+    [
+        ("as day turns to night", "nightfall"),
+        ("with day turning into night", "nightfall"),
+        ("at nightfall", "nightfall"),
+        ("under a sunset sky", "sunset"),
+        ("over a meadow at dusk", "sunset"),
+        ("over a sunny meadow", "day"),
+        ("in bright daylight", "day"),
+        ("on a moonlit field", "night"),
+    ],
+)
+def test_a_landscape_in_other_words_can_be_parsed(words: str, background: str) -> None:
+    for text in (
+        f"a red ball bouncing next to the green box {words}",
+        f"{words}, a red ball bouncing near a green box",
+    ):
+        assert oracle.parse_prompt(text) == SceneAttributes(
+            background, "red", "circle", "bounce", ("green", "square")
+        )
+
+
+def test_a_second_object_alone_is_no_scene() -> None:
+    assert oracle.parse_prompt("bouncing past a green square on black") is None
 
 
 @pytest.mark.parametrize(
