@@ -213,7 +213,9 @@ def test_what_pulses_or_spins_makes_room_and_nothing_else_does() -> None:
     for motion in scenes.MOTIONS:
         plain, second = one(motion), one(motion, second=("green", "circle"))
         room = scenes.make_room(plain)
-        moved = {f.name for f in fields(plain) if not torch.equal(getattr(plain, f.name), getattr(room, f.name))}
+        moved = {
+            f.name for f in fields(plain) if not torch.equal(getattr(plain, f.name), getattr(room, f.name))
+        }
         assert moved == ({"place_y"} if motion in ("pulse", "spin") else set())
         assert room.place_y.max() <= (scenes.UPPER if moved else 1)
         assert torch.equal(room.place_y, second.place_y)

@@ -56,7 +56,7 @@ def test_an_encoder_with_another_vocabulary_says_the_same_of_the_words_of_both()
     kept = [word for word in new if word not in ("meadow", "sunset")]
     old = {word: number for number, word in enumerate([*kept[::-1], "whale"])}
     encoder = text.build(MODEL, len(old)).eval()
-    prompt = "a red ball bouncing on black".split()
+    prompt = ["a", "red", "ball", "bouncing", "on", "black"]
     before = encoder(input_ids=torch.tensor([[old[word] for word in prompt]])).last_hidden_state
     known = encoder.get_input_embeddings().weight.clone()
     text.with_vocabulary(encoder, old, new)

@@ -306,7 +306,8 @@ def test_a_backdrop_that_changes_fades_from_one_to_the_other() -> None:
     frames = torch.tensor([999.0, 1008.0, 1016.0])
     paper = turns.render(batch, frames, 64)[0][0, :, :, 0, 0]  # a corner that no orbit reaches
     navy, sunset = (
-        scenes.scenery(scene, frames[:1], 64)[0][0, :, 0, 0, 0] * 2 - 1 for scene in (batch.before, batch.after)
+        scenes.scenery(scene, frames[:1], 64)[0][0, :, 0, 0, 0] * 2 - 1
+        for scene in (batch.before, batch.after)
     )
     assert torch.allclose(paper, torch.stack([navy, (navy + sunset) / 2, sunset], 1), atol=1e-6)
 
