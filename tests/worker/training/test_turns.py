@@ -189,19 +189,18 @@ def test_an_object_that_is_gone_comes_back_in_one_way(motion: str) -> None:
 
 def test_what_is_gone_before_its_turn_is_the_scene_of_its_caption_from_the_entrance_on() -> None:
     plain_pool = [a for a in scenes.training_attributes() if a.background in BACKGROUNDS]
-    asked = scenes.sample_attributes(128, np.random.default_rng(6), plain_pool)
-    batch = turns.sample(asked, torch.full((128,), BEGIN), np.random.default_rng(7))
-    gone = [i for i, start in enumerate(batch.start.tolist()) if start]
-    assert len(gone) > 3
+    asked = scenes.sample_attributes(16, np.random.default_rng(6), plain_pool)
+    batch = drawn("gone", asked)
+    assert (batch.start == BEGIN).all()
     frames = torch.arange(990, 1062)
     pixels, alpha = turns.render(batch, frames, 64)
     pieces = torch.cat([turns.render(batch, piece, 64)[0] for piece in frames.split(16)], 2)
-    for i in gone:
-        plain = turns.entrance(scenes.sample_scenes([asked[i]], np.random.default_rng(0)))
+    for i, caption in enumerate(asked):
+        plain = turns.entrance(scenes.sample_scenes([caption], np.random.default_rng(0)))
         assert alpha[i, :11].sum() == 0
         came = batch.start[i] + batch.length[i] - frames[0]
         assert alpha[i, int(came.ceil())].sum() > 100  # pixels: all of it is there
-        assert oracle.judge(oracle.to_uint8(pixels[i : i + 1, :, 20:]), asked[i]).follows
+        assert oracle.judge(oracle.to_uint8(pixels[i : i + 1, :, 20:]), caption).follows
         seen = oracle.measure(oracle.to_uint8(pixels[i : i + 1, :, 20:21]))
         where = scenes.track(plain, torch.tensor([20.0 - 10]))
         assert abs(float(seen.x[0]) - float(where.x)) < 0.12  # of the width, whose speeds differ
@@ -261,7 +260,7 @@ def test_a_past_that_differs_in_the_second_object_differs_in_nothing_else() -> N
 
 @pytest.mark.parametrize("kind", ["background", "color", "shape", "motion"])
 def test_a_past_keeps_the_second_object_where_it_fits(kind: str) -> None:
-    asked = rich(200, seed=3, share=1.0)
+    asked = rich(60, seed=3, share=1.0)
     pasts = drawn(kind, asked).before.attributes()
     kept = 0
     for past, a in zip(pasts, asked, strict=True):
@@ -269,26 +268,26 @@ def test_a_past_keeps_the_second_object_where_it_fits(kind: str) -> None:
         assert past.second == (a.second if fits else None)
         assert getattr(past, kind) != getattr(a, kind)
         kept += fits
-    assert kept > 150
+    assert kept > 45
 
 
 def test_night_goes_on_falling_behind_a_turn_and_begins_to_fall_at_one_to_it() -> None:
     nightfall = [a for a in scenes.training_attributes() if a.background == "nightfall"]
-    asked = scenes.sample_attributes(60, np.random.default_rng(4), nightfall)
+    asked = scenes.sample_attributes(40, np.random.default_rng(4), nightfall)
     frames = torch.arange(900, 1241).float()
     for kind in ("color", "motion", "second", "gone", "twisted", "background", "everything"):
         batch = drawn(kind, asked)
         was = torch.tensor([past.background == "nightfall" for past in batch.before.attributes()])
         assert torch.equal(batch.after.dusk, torch.where(was, batch.before.dusk, BEGIN))
         if kind in ("background", "everything"):
-            assert (~was).sum() > 40
+            assert (~was).sum() > 30
         else:
             assert was.all()
     batch = drawn("second", asked)
-    sky = turns.render(batch, frames, 8)[0][:, :, :, 0, 0].mean(1)
-    covered = turns.render(batch, frames, 8)[1][:, :, 0, 0].amax(1) > 0
-    fading = (sky[:, 0] > sky[:, -1]) & ~covered
-    assert fading.sum() > 20
+    pixels, alpha = turns.render(batch, frames, 8)
+    sky = pixels[:, :, :, 0, 0].mean(1)
+    fading = (sky[:, 0] > sky[:, -1]) & (alpha[:, :, 0, 0].amax(1) == 0)
+    assert fading.sum() > 10
     assert (sky[fading].diff(dim=1) <= 1e-6).all()
     assert (batch.before.dusk < BEGIN).float().mean() > 0.8  # and so it is dark in part already
 
