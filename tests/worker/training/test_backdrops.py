@@ -86,7 +86,7 @@ def test_a_larger_picture_is_the_same_landscape(name: str) -> None:
     for small, large in zip(pictures(name), pictures(name, 2 * SIZE), strict=True):
         apart = (torch.nn.functional.avg_pool2d(large, 2) - small).abs()
         assert apart.mean() < 5e-4
-        assert apart.max() < 0.05
+        assert apart.max() < 0.1
 
 
 def test_night_falls_evenly_from_dusk_on_and_stays() -> None:
