@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from worker.models.base import ModelLoadError
 from worker.training import export, latents, transformer, vae
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     recipe, out = Recipe.read(options.config), options.out
     device, folder = recipe.device(), options.model or out / "model"
     if recipe.machine.threads:

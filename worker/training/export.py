@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -121,10 +121,9 @@ def read(
     )
     text.with_vocabulary(encoder, words, text.tokenizer(text_model).get_vocab())
     both = torch.nn.ModuleDict({"transformer": network, "text_encoder": encoder})
-    pixels = vae.at_patch_size(
-        autoencoder.state_dict(), autoencoder.config.patch_size or 1, vae_model.patch_size
-    )
-    run.load_weights(vae.build(vae_model), pixels, folder)
+    patch = autoencoder.config.patch_size or 1
+    run.load_weights(vae.build(replace(vae_model, patch_size=patch)), autoencoder.state_dict(), folder)
+    pixels = vae.at_patch_size(autoencoder.state_dict(), patch, vae_model.patch_size)
     run.load_weights(fresh, both.state_dict(), folder)
     for name in ("vae", "transformer", "decoder"):
         if (checkpoints / f"{name}.pt").exists():

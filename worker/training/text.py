@@ -78,9 +78,12 @@ def vocabulary_of(file: Path) -> dict[str, int]:
 def with_vocabulary(encoder: stock.TextEncoder, old: dict[str, int], new: dict[str, int]) -> None:
     """Takes an encoder from the ids of one vocabulary to those of another, in place.
 
-    Words of both keep their embeddings; the others begin at random, as far apart as those are.
+    Words of both keep their embeddings; the others begin at random, as far apart as those are. Raises
+    `run.ConfigError` where the old vocabulary has ids that the encoder has no embedding of.
     """
     known = encoder.get_input_embeddings().weight
+    if max(old.values(), default=0) >= len(known):
+        raise run.ConfigError(f"the tokenizer has {len(old)} words, the text encoder {len(known)} embeddings")
     rows = known.mean(0) + known.std(0) * torch.randn(len(new), known.shape[1])
     for word in old.keys() & new.keys():
         rows[new[word]] = known[old[word]]

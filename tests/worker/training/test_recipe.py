@@ -12,11 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, SkyReelsV2DiffusionForcingPipeline
+from diffusers import (
+    AutoencoderKLWan,
+    SkyReelsV2DiffusionForcingPipeline,
+    SkyReelsV2Transformer3DModel,
+)
+from transformers import UMT5EncoderModel
 
 from worker.models.registry import load_model
 from worker.training import __main__ as command
 from worker.training import (
+    backdrops,
     export,
     forward,
     latents,
@@ -99,7 +105,7 @@ def test_the_training_forward_equals_the_stock_forward(recipe: Recipe) -> None:
 
 def test_training_the_autoencoder_raises_its_quality(recipe: Recipe, tmp_path: Path) -> None:
     settings = replace(
-        recipe.vae_training, steps=45, checkpoint_steps=15, batch=2, crop=32, piece_latents=(2,)
+        recipe.vae_training, steps=60, checkpoint_steps=15, batch=2, crop=32, piece_latents=(2,)
     )
     vae.train(recipe.vae, settings, tmp_path, CPU)
     rows = [json.loads(line) for line in (tmp_path / "vae.jsonl").read_text().splitlines()]
@@ -236,7 +242,7 @@ def test_latents_of_another_autoencoder_seed_or_scene_are_made_again_and_no_othe
     assert not torch.allclose(again, first)
     source, changed = inspect.getsource, list[object]()
     monkeypatch.setattr(inspect, "getsource", lambda of: source(of) + "FPS = 12\n" * (of in changed))
-    for module in (scenes, turns):
+    for module in (backdrops, scenes, turns):
         changed.append(module)
         _, written_again = made(few)
         assert written_again > written
@@ -329,6 +335,105 @@ def test_exported_weights_can_be_trained_further_without_their_checkpoints(
     other = replace(recipe.transformer, ffn_width=96)
     with pytest.raises(run.ConfigError, match="does not hold the models"):
         export.read(recipe.vae, recipe.text, other, folder=out / "model", checkpoints=tmp_path / "other")
+
+
+@pytest.fixture
+def older(recipe: Recipe, out: Path, tmp_path: Path) -> Path:
+    """An exported folder whose vocabulary lacks words of today and has one that went out of use."""
+    folder = tmp_path / "older"
+    shutil.copytree(out / "model", folder)
+    kept = [word for word in text.vocabulary() if word not in ("meadow", "sunset", "past")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "vocabulary", lambda: ["aardvark", *kept])
+        words = text.tokenizer(recipe.text)
+    words.save_pretrained(folder / "tokenizer")
+    text.build(recipe.text, len(words)).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def with_patches(recipe: Recipe, pixels: int, path: Path) -> Recipe:
+    """The same recipe for patches of this many pixels, written to `path`."""
+    path.write_text(CONFIG.read_text().replace("patch_size = 2", f"patch_size = {pixels}", 1))
+    larger = Recipe.read(path)
+    assert larger == replace(recipe, vae=replace(recipe.vae, patch_size=pixels))
+    return larger
+
+
+def test_an_autoencoder_goes_on_at_frames_of_twice_the_size(
+    recipe: Recipe, older: Path, tmp_path: Path
+) -> None:
+    config, checkpoints = tmp_path / "larger.toml", tmp_path / "larger"
+    larger = with_patches(recipe, 4, config)
+    command.main(
+        ["import", "--config", str(config), "--out", str(checkpoints), "--model", str(older)],
+    )
+    before = AutoencoderKLWan.from_pretrained(older / "vae").eval()
+    after = vae.load(larger.vae, checkpoints / "vae.pt", CPU)
+    rng = np.random.default_rng(3)
+    batch = scenes.sample_scenes(scenes.accompanied(scenes.sample_attributes(4, rng), rng, 1.0), rng)
+    frames = torch.arange(9)
+    pixels = scenes.render(batch, frames, 64)[0]
+    halved = torch.nn.functional.avg_pool3d(pixels, (1, 2, 2))
+    with torch.no_grad():
+        small, rendered = (
+            vae.VideoStream(before).encode(of)[0] for of in (halved, scenes.render(batch, frames, 32)[0])
+        )
+        large = vae.VideoStream(after).encode(pixels)[0]
+        assert torch.allclose(large, small, atol=1e-5)
+        assert (large - rendered).abs().mean() < 0.03 * rendered.std()
+        decoded = vae.VideoStream(before).decode(small)
+        enlarged = decoded.repeat_interleave(2, 3).repeat_interleave(2, 4)
+        assert torch.allclose(vae.VideoStream(after).decode(large), enlarged, atol=1e-5)
+    vae.train(larger.vae, replace(larger.vae_training, size=64, crop=32), checkpoints, CPU, stop=1)
+
+
+def test_an_import_with_another_vocabulary_keeps_the_words_of_both(
+    recipe: Recipe, older: Path, tmp_path: Path
+) -> None:
+    export.read(recipe.vae, recipe.text, recipe.transformer, folder=older, checkpoints=tmp_path)
+    network, encoder, _, _ = transformer.load(
+        recipe.transformer, recipe.text, tmp_path / "transformer.pt", CPU
+    )
+    known = UMT5EncoderModel.from_pretrained(older / "text_encoder").get_input_embeddings().weight
+    old, new = text.vocabulary_of(older / "tokenizer" / "tokenizer.json"), text.tokenizer(recipe.text)
+    ids, rows = new.get_vocab(), encoder.get_input_embeddings().weight
+    assert old["red"] != ids["red"]
+    for word in ids.keys() & old.keys():
+        assert torch.equal(rows[ids[word]], known[old[word]]), word
+    fresh = ids.keys() - old.keys()
+    assert fresh == {"meadow", "sunset", "past"}
+    apart = torch.cdist(rows[[ids[word] for word in sorted(fresh)]], torch.cat([known, rows])).sort(1).values
+    assert (apart[:, 1] > 0.1).all()  # from every other word, each other and those of the old vocabulary
+    untouched = SkyReelsV2Transformer3DModel.from_pretrained(older / "transformer").state_dict()
+    assert all(torch.equal(network.state_dict()[name], weight) for name, weight in untouched.items())
+
+
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_patches_that_are_no_multiple_of_those_of_a_folder_are_refused_in_one_line(
+    recipe: Recipe, older: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pixels: int
+) -> None:
+    config, checkpoints = tmp_path / "other.toml", tmp_path / "out"
+    with_patches(recipe, pixels, config)
+    told = refused(capsys, "import", "--config", config, "--out", checkpoints, "--model", older)
+    assert f"patch_size {pixels} is no multiple of the 2" in told
+    assert not checkpoints.exists()
+
+
+@pytest.mark.parametrize("broken", ["cut", "empty", "gone", "other"])
+def test_a_tokenizer_that_is_broken_or_of_another_model_is_refused_in_one_line(
+    older: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str
+) -> None:
+    file, checkpoints = older / "tokenizer" / "tokenizer.json", tmp_path / "out"
+    whole = file.read_bytes()
+    if broken == "gone":
+        file.unlink()
+    elif broken == "other":
+        shutil.copy(out / "model" / "tokenizer" / "tokenizer.json", file)
+    else:
+        file.write_bytes(whole[: len(whole) // 2] if broken == "cut" else b"")
+    told = refused(capsys, "import", "--config", CONFIG, "--out", checkpoints, "--model", older)
+    assert ("embeddings" if broken == "other" else "tokenizer.json cannot be read") in told
+    assert not checkpoints.exists()
 
 
 def test_stock_diffusers_loads_and_runs_the_exported_folder(recipe: Recipe, out: Path) -> None:

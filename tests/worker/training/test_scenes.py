@@ -1,16 +1,36 @@
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
 
-from worker.training import scenes
+from worker.training import backdrops, scenes
+from worker.training.backdrops import BACKDROPS, LANDSCAPES
 from worker.training.scenes import SceneAttributes
 
 
-def one(motion: str, shape: str = "square", seed: int = 0) -> scenes.Scenes:
-    attributes = [SceneAttributes("black", "red", shape, motion)] * 8
-    return scenes.sample_scenes(attributes, np.random.default_rng(seed))
+def one(
+    motion: str,
+    shape: str = "square",
+    seed: int = 0,
+    *,
+    background: str = "black",
+    second: tuple[str, str] | None = None,
+    frame: float = 0,
+) -> scenes.Scenes:
+    attributes = [SceneAttributes(background, "red", shape, motion, second)] * 8
+    return scenes.sample_scenes(attributes, np.random.default_rng(seed), frame=frame)
+
+
+def rich(frame: float = 0, seed: int = 0) -> scenes.Scenes:
+    """A scene with a second object over every backdrop."""
+    rng = np.random.default_rng(seed)
+    of_each = [[a for a in scenes.training_attributes() if a.background == name] for name in BACKDROPS]
+    attributes = [pool[int(rng.integers(len(pool)))] for pool in of_each]
+    return scenes.sample_scenes(scenes.accompanied(attributes, rng, 1.0), rng, frame=frame)
 
 
 def test_any_frame_of_an_endless_video_is_the_same_however_it_is_reached() -> None:
@@ -88,23 +108,185 @@ def test_a_crop_shows_the_same_pixels_as_the_whole_frame() -> None:
     assert torch.allclose(part, whole[..., 24:56, 16:48], atol=1e-4)
 
 
+def test_a_crop_of_a_rich_scene_is_cut_out_of_the_whole_frame() -> None:
+    batch, frames = rich(frame=600), torch.arange(600, 640, 13)
+    whole, covered = scenes.render(batch, frames, 64)
+    rng = np.random.default_rng(1)
+    left, top = (torch.from_numpy(rng.integers(0, 33, len(batch))).float() for _ in range(2))
+    part, alpha = scenes.render(batch, frames, 64, (left, top, 32))
+    for row, (x, y) in enumerate(zip(left.int().tolist(), top.int().tolist(), strict=True)):
+        assert torch.allclose(part[row], whole[row, :, :, y : y + 32, x : x + 32], atol=1e-4)
+        assert torch.allclose(alpha[row], covered[row, :, y : y + 32, x : x + 32], atol=1e-4)
+
+
 def test_a_larger_frame_shows_the_same_scene() -> None:
     batch, frames = one("spin", "cross"), torch.arange(4)
     small, _ = scenes.render(batch, frames, 64)
     large, _ = scenes.render(batch, frames, 128)
     reduced = torch.nn.functional.avg_pool3d(large, (1, 2, 2))
     assert (reduced - small).abs().mean() < 0.01
+    small, large = (scenes.render(rich(frame=600), frames + 600, size)[0] for size in (64, 128))
+    reduced = torch.nn.functional.avg_pool3d(large, (1, 2, 2))
+    assert (reduced - small).abs().mean((1, 2, 3, 4)).max() < 0.01
+
+
+def test_nightfall_begins_at_dusk_and_ends_as_the_night_however_it_is_rendered() -> None:
+    batch = one("orbit", background="nightfall", frame=5000)
+    length = backdrops.NIGHTFALL_SECONDS * scenes.FPS
+    assert (batch.dusk >= 5000 - 1.3 * length).all()
+    assert (batch.dusk <= 5000 + scenes.FPS).all()
+    frames = torch.arange(4600, 5300, 20)
+    paper, _ = scenes.scenery(batch, frames, 32)
+    day, night = (
+        scenes.scenery(one("orbit", background=name), frames[:1], 32)[0] for name in ("day", "night")
+    )
+    early, late = (frames <= batch.dusk[:, None]), (frames >= batch.dusk[:, None] + length)
+    assert early.any(1).all()
+    assert late.any(1).all()
+    for clip, before, after in zip(paper, early, late, strict=True):
+        assert torch.allclose(clip[:, before], day[0].expand_as(clip[:, before]))
+        assert torch.allclose(clip[:, after], night[0].expand_as(clip[:, after]))
+        falling = clip[:, ~before & ~after]
+        steps = falling.diff(dim=1) * (night - day)[0].sign()
+        assert falling.shape[1] >= 11
+        assert (steps >= 0).all()
+        assert (steps.sum(0) > 0).all()
+    frames = torch.arange(4990, 5030)
+    whole, _ = scenes.render(batch, frames, 32)
+    pieces = torch.cat([scenes.render(batch, piece, 32)[0] for piece in frames.split(7)], 2)
+    assert torch.allclose(pieces, whole, atol=1e-6)
+
+
+def test_a_video_begins_as_night_begins_to_fall() -> None:
+    batch = scenes.opening(one("left", background="nightfall", frame=5000))
+    paper = scenes.scenery(batch, torch.tensor([0, 24, 240]), 32)[0]
+    day, night = (
+        scenes.scenery(one("left", background=name), torch.tensor([0]), 32)[0] for name in ("day", "night")
+    )
+    assert torch.equal(paper[:, :, :1], day)
+    assert torch.equal(paper[:, :, 2:], night)
+    assert torch.allclose(paper[:, :, 1:2], torch.lerp(day, night, 0.1), atol=1e-6)
+
+
+@pytest.mark.parametrize("motion", scenes.MOTIONS)
+@pytest.mark.parametrize("shape", scenes.SHAPES)
+def test_a_second_object_stands_in_its_place_behind_the_first(motion: str, shape: str) -> None:
+    batch = one(motion, "cross", second=("green", shape))
+    where, alone = scenes.second_track(batch), scenes.second_coverage(batch, 64)
+    height, radius = (0.5, 0.10) if motion == "orbit" else (0.80, 0.13)
+    assert torch.allclose(where.x, torch.tensor(0.5))
+    assert torch.allclose(where.y, torch.tensor(height))
+    # One that moves, brought to a stop there.
+    margin = radius + 1 / 64
+    stopped = replace(
+        one("spin", shape),
+        radius=torch.full((8,), radius),
+        rate=torch.zeros(8),
+        phase=torch.zeros(8),
+        place_x=torch.full((8,), 0.5),
+        place_y=torch.full((8,), (height - margin) / (1 - 2 * margin)),
+    )
+    assert torch.allclose(alone, scenes.coverage(stopped, torch.tensor([0]), 64), atol=1e-3)
+    assert torch.equal(alone, alone.flip(3))
+
+    frames = torch.arange(0, 100, 9)
+    pixels, covered = scenes.render(batch, frames, 64)
+    moving = scenes.coverage(batch, frames, 64)
+    colors = (pixels + 1) / 2
+    for name, seen in (("green", (alone == 1) & (moving == 0)), ("red", moving == 1)):
+        ink = torch.tensor(scenes.COLORS[name])[:, None]
+        assert torch.allclose(colors.movedim(1, 0)[:, seen], ink, atol=1e-5)
+    assert torch.equal(covered, torch.maximum(moving, alone.expand_as(moving)))
+    hidden = (moving * alone).sum((2, 3)) / alone.sum((2, 3))
+    assert (hidden.amin(1) < 0.8).all()
+    if motion in ("pulse", "spin"):
+        assert hidden.max() < 0.35
+
+
+def test_without_a_second_object_there_is_nothing_on_the_ground() -> None:
+    assert scenes.second_coverage(one("orbit"), 64).max() == 0
+    plain = scenes.scenery(one("left"), torch.tensor([0]), 64)[0]
+    assert torch.allclose(plain.flatten(2).std(2), torch.tensor(0.0), atol=1e-6)
+
+
+def test_what_pulses_or_spins_makes_room_and_nothing_else_does() -> None:
+    for motion in scenes.MOTIONS:
+        plain, second = one(motion), one(motion, second=("green", "circle"))
+        room = scenes.make_room(plain)
+        moved = {
+            f.name for f in fields(plain) if not torch.equal(getattr(plain, f.name), getattr(room, f.name))
+        }
+        assert moved == ({"place_y"} if motion in ("pulse", "spin") else set())
+        assert room.place_y.max() <= (scenes.UPPER if moved else 1)
+        assert torch.equal(room.place_y, second.place_y)
 
 
 def test_held_out_combinations_are_never_trained_on_and_contain_every_word() -> None:
     held_out, trained = set(scenes.held_out_attributes()), set(scenes.training_attributes())
     assert not held_out & trained
     assert held_out | trained == set(scenes.all_attributes())
-    for column, names in enumerate((scenes.BACKGROUNDS, scenes.COLORS, scenes.SHAPES, scenes.MOTIONS)):
+    for column, names in enumerate((BACKDROPS, scenes.COLORS, scenes.SHAPES, scenes.MOTIONS)):
         assert {a.indices()[column] for a in held_out} == set(range(len(names)))
         assert {a.indices()[column] for a in trained} == set(range(len(names)))
 
 
-def test_an_unknown_attribute_is_refused() -> None:
-    with pytest.raises(ValueError, match="octagon"):
-        SceneAttributes("black", "red", "octagon", "spin")
+def test_a_second_object_does_not_make_a_combination_another() -> None:
+    every = scenes.all_attributes()
+    second = scenes.accompanied(every, np.random.default_rng(0), 1.0)
+    assert [scenes.is_held_out(a) for a in second] == [scenes.is_held_out(a) for a in every]
+
+
+def test_a_share_of_the_scenes_has_a_second_object_that_can_be_seen() -> None:
+    plain = scenes.sample_attributes(4000, np.random.default_rng(0))
+    drawn = scenes.accompanied(plain, np.random.default_rng(1), 0.35)
+    seconds = [(a.second, a) for a in drawn if a.second]
+    assert len(seconds) / len(plain) == pytest.approx(0.35, abs=0.03)
+    assert [replace(a, second=None) for a in drawn] == plain
+    for second, of in seconds:
+        assert scenes.fits(second, of)
+        assert second[0] != of.color
+        assert (second[0], of.background) not in scenes.EXCLUDED_PAIRS
+    counts = Counter(second for second, _ in seconds)
+    assert len(counts) == len(scenes.COLORS) * len(scenes.SHAPES)
+    assert min(counts.values()) > 0.4 * max(counts.values())
+    assert scenes.accompanied(plain, np.random.default_rng(1), 0.35) == drawn
+    assert scenes.accompanied(plain, np.random.default_rng(1), 0.0) == plain
+
+
+def test_attributes_are_those_of_their_indices() -> None:
+    every = scenes.all_attributes()
+    for attributes in (every, scenes.accompanied(every, np.random.default_rng(0), 1.0)):
+        assert [SceneAttributes.from_indices(*a.indices()) for a in attributes] == attributes
+        assert scenes.sample_scenes(attributes, np.random.default_rng(0)).attributes() == attributes
+    assert [SceneAttributes.from_indices(*a.indices()[:4]) for a in every] == every
+
+
+def test_a_caption_says_all_of_its_scene() -> None:
+    rng = np.random.default_rng(0)
+    for attributes in scenes.accompanied(scenes.all_attributes(), rng, 0.5):
+        told = f" {scenes.caption(attributes, rng)} "
+        parts = [(attributes.color,), scenes.SHAPE_WORDS[attributes.shape]]
+        parts += [
+            scenes.MOTION_WORDS[attributes.motion],
+            scenes.BACKGROUND_WORDS[attributes.background],
+        ]
+        if attributes.background in LANDSCAPES:
+            parts.append(scenes.LAND_WORDS)
+        if attributes.second:
+            color, shape = attributes.second
+            behind = [
+                f"{relation} a {color} {word}"
+                for relation in scenes.RELATIONS[attributes.motion]
+                for word in scenes.SHAPE_WORDS[shape]
+            ]
+            parts.append(tuple(behind))
+        for synonyms in parts:
+            assert any(f" {phrase} " in told for phrase in synonyms), told
+
+
+@pytest.mark.parametrize(
+    ("shape", "second"), [("octagon", None), ("square", ("beige", "circle")), ("square", ("green", "star"))]
+)
+def test_an_unknown_attribute_is_refused(shape: str, second: tuple[str, str] | None) -> None:
+    with pytest.raises(ValueError, match=r"octagon|beige|star"):
+        SceneAttributes("black", "red", shape, "spin", second)

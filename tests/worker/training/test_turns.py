@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import permutations
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 
 from worker.evaluation import oracle
 from worker.training import scenes, turns
+from worker.training.backdrops import BACKGROUNDS
 from worker.training.scenes import SceneAttributes
 
 BEGIN = 1000.0
@@ -34,8 +35,29 @@ def turning(before: list[SceneAttributes], after: list[SceneAttributes], length:
     )
 
 
-def one(motion: str, color: str = "red", shape: str = "square", background: str = "black") -> SceneAttributes:
-    return SceneAttributes(background, color, shape, motion)
+def one(
+    motion: str,
+    color: str = "red",
+    shape: str = "square",
+    background: str = "black",
+    second: tuple[str, str] | None = None,
+) -> SceneAttributes:
+    return SceneAttributes(background, color, shape, motion, second)
+
+
+def drawn(kind: str, asked: list[SceneAttributes], seed: int = 0) -> turns.Turns:
+    """Turns to these scenes whose pasts are all of one kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "PASTS", {name: float(name == kind) for name in turns.PASTS})
+        patch.setattr(turns, "HALTING_PULSES", 0.0)
+        begin = torch.full((len(asked),), BEGIN)
+        return turns.sample(asked, begin, np.random.default_rng(seed))
+
+
+def rich(count: int, seed: int, share: float = 0.35) -> list[SceneAttributes]:
+    """Scenes that training may show, this share of them with a second object."""
+    rng = np.random.default_rng(seed)
+    return scenes.accompanied(scenes.sample_attributes(count, rng), rng, share)
 
 
 def test_a_scene_is_the_one_before_its_turn_and_the_other_behind_it() -> None:
@@ -95,23 +117,20 @@ def test_what_is_faint_or_out_of_shape_becomes_the_scene_of_its_caption() -> Non
         assert (between - turns.render(other, frames, 64)[1]).abs().sum() > 20  # pixels
 
 
-def test_what_has_swollen_becomes_the_scene_of_its_caption(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PASTS", {kind: float(kind == "swollen") for kind in turns.PASTS})
+def test_what_has_swollen_becomes_the_scene_of_its_caption() -> None:
     captions = [one(motion, "yellow", "cross") for motion in ("bounce", "spin", "orbit")]
-    batch = turns.sample(captions, torch.full((3,), 20.0), np.random.default_rng(0))
-    _, alpha = turns.render(batch, torch.tensor([19, 48]), 64)
+    batch = drawn("swollen", captions)
+    _, alpha = turns.render(batch, torch.tensor([999, 1028]), 64)
     before, after = (alpha > 0.3).sum((2, 3)).unbind(1)  # pixels
     assert (before > after * batch.scale).all()
-    pixels, _ = turns.render(batch, torch.arange(48, 144), 64)
+    pixels, _ = turns.render(batch, torch.arange(1028, 1124), 64)
     for clip, caption in zip(pixels, captions, strict=True):
         assert oracle.judge(oracle.to_uint8(clip[None]), caption).follows
 
 
 def halting(motion: str, count: int = 24) -> turns.Turns:
     """Scenes that have slowed down before their turn."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turns, "PASTS", {kind: float(kind == "halting") for kind in turns.PASTS})
-        return turns.sample([one(motion)] * count, torch.full((count,), BEGIN), np.random.default_rng(0))
+    return drawn("halting", [one(motion)] * count)
 
 
 @pytest.mark.parametrize("motion", scenes.MOTIONS)
@@ -169,19 +188,19 @@ def test_an_object_that_is_gone_comes_back_in_one_way(motion: str) -> None:
 
 
 def test_what_is_gone_before_its_turn_is_the_scene_of_its_caption_from_the_entrance_on() -> None:
-    asked = scenes.sample_attributes(128, np.random.default_rng(6))
-    batch = turns.sample(asked, torch.full((128,), BEGIN), np.random.default_rng(7))
-    gone = [i for i, start in enumerate(batch.start.tolist()) if start]
-    assert len(gone) > 3
+    plain_pool = [a for a in scenes.training_attributes() if a.background in BACKGROUNDS]
+    asked = scenes.sample_attributes(16, np.random.default_rng(6), plain_pool)
+    batch = drawn("gone", asked)
+    assert (batch.start == BEGIN).all()
     frames = torch.arange(990, 1062)
     pixels, alpha = turns.render(batch, frames, 64)
     pieces = torch.cat([turns.render(batch, piece, 64)[0] for piece in frames.split(16)], 2)
-    for i in gone:
-        plain = turns.entrance(scenes.sample_scenes([asked[i]], np.random.default_rng(0)))
+    for i, caption in enumerate(asked):
+        plain = turns.entrance(scenes.sample_scenes([caption], np.random.default_rng(0)))
         assert alpha[i, :11].sum() == 0
         came = batch.start[i] + batch.length[i] - frames[0]
         assert alpha[i, int(came.ceil())].sum() > 100  # pixels: all of it is there
-        assert oracle.judge(oracle.to_uint8(pixels[i : i + 1, :, 20:]), asked[i]).follows
+        assert oracle.judge(oracle.to_uint8(pixels[i : i + 1, :, 20:]), caption).follows
         seen = oracle.measure(oracle.to_uint8(pixels[i : i + 1, :, 20:21]))
         where = scenes.track(plain, torch.tensor([20.0 - 10]))
         assert abs(float(seen.x[0]) - float(where.x)) < 0.12  # of the width, whose speeds differ
@@ -213,15 +232,111 @@ def test_a_motion_that_is_taken_for_another_has_that_one_as_its_past_more_often(
     assert max(share("orbit", "pulse"), share("bounce", "pulse")) < 0.35
 
 
+@pytest.mark.parametrize("kind", turns.PASTS)
+def test_behind_every_turn_is_the_scene_of_the_caption_and_nothing_else(kind: str) -> None:
+    asked = rich(32, seed=1, share=0.6)
+    batch = drawn(kind, asked)
+    assert batch.after.attributes() == asked
+    frames = torch.tensor([1030.0, 1100.0, 1303.0])
+    turned, covered = turns.render(batch, frames, 48)
+    whole = replace(batch.after, dusk=batch.after.dusk - batch.start)
+    pixels, alpha = scenes.render(whole, frames - batch.start[:, None], 48)
+    assert torch.allclose(turned, pixels, atol=2e-3)
+    assert torch.allclose(covered, alpha, atol=2e-3)
+
+
+def test_a_past_that_differs_in_the_second_object_differs_in_nothing_else() -> None:
+    asked = rich(400, seed=2, share=0.5)
+    pasts = drawn("second", asked).before.attributes()
+    assert [replace(past, second=a.second) for past, a in zip(pasts, asked, strict=True)] == asked
+    assert all(past.second for past, a in zip(pasts, asked, strict=True) if a.second is None)
+    assert all(scenes.fits(past.second, past) for past in pasts)
+    there = [(past.second, a.second) for past, a in zip(pasts, asked, strict=True) if a.second]
+    gone = [past for past, _ in there if past is None]
+    assert 0.4 < len(gone) / len(there) < 0.6
+    # Another one is drawn from some 24, of which one is the same.
+    assert sum(past == second for past, second in there) < 0.06 * len(there)
+
+
+@pytest.mark.parametrize("kind", ["background", "color", "shape", "motion"])
+def test_a_past_keeps_the_second_object_where_it_fits(kind: str) -> None:
+    asked = rich(60, seed=3, share=1.0)
+    pasts = drawn(kind, asked).before.attributes()
+    kept = 0
+    for past, a in zip(pasts, asked, strict=True):
+        fits = scenes.fits(a.second, replace(past, second=None))
+        assert past.second == (a.second if fits else None)
+        assert getattr(past, kind) != getattr(a, kind)
+        kept += fits
+    assert kept > 45
+
+
+def test_night_goes_on_falling_behind_a_turn_and_begins_to_fall_at_one_to_it() -> None:
+    nightfall = [a for a in scenes.training_attributes() if a.background == "nightfall"]
+    asked = scenes.sample_attributes(40, np.random.default_rng(4), nightfall)
+    frames = torch.arange(900, 1241).float()
+    for kind in ("color", "motion", "second", "gone", "twisted", "background", "everything"):
+        batch = drawn(kind, asked)
+        was = torch.tensor([past.background == "nightfall" for past in batch.before.attributes()])
+        assert torch.equal(batch.after.dusk, torch.where(was, batch.before.dusk, BEGIN))
+        if kind in ("background", "everything"):
+            assert (~was).sum() > 30
+        else:
+            assert was.all()
+    batch = drawn("second", asked)
+    pixels, alpha = turns.render(batch, frames, 8)
+    sky = pixels[:, :, :, 0, 0].mean(1)
+    fading = (sky[:, 0] > sky[:, -1]) & (alpha[:, :, 0, 0].amax(1) == 0)
+    assert fading.sum() > 10
+    assert (sky[fading].diff(dim=1) <= 1e-6).all()
+    assert (batch.before.dusk < BEGIN).float().mean() > 0.8  # and so it is dark in part already
+
+    batch = drawn("background", asked)
+    night = scenes.scenery(scenes.sample_scenes(asked, np.random.default_rng(0)), torch.tensor([1e6]), 16)[0]
+    first, last = (
+        scenes.scenery(batch.after, torch.tensor([frame]), 16)[0] for frame in (BEGIN, BEGIN + 240.0)
+    )
+    assert torch.equal(last, night)
+    assert (first - last).abs().amax((1, 2, 3, 4)).min() > 0.2
+
+
+def test_a_backdrop_that_changes_fades_from_one_to_the_other() -> None:
+    batch = turning([one("orbit", background="navy")], [one("orbit", background="sunset")])
+    frames = torch.tensor([999.0, 1008.0, 1016.0])
+    paper = turns.render(batch, frames, 64)[0][0, :, :, 0, 0]  # a corner that no orbit reaches
+    navy, sunset = (
+        scenes.scenery(scene, frames[:1], 64)[0][0, :, 0, 0, 0] * 2 - 1
+        for scene in (batch.before, batch.after)
+    )
+    assert torch.allclose(paper, torch.stack([navy, (navy + sunset) / 2, sunset], 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("motion", ["pulse", "spin"])
+def test_a_second_object_that_appears_is_not_hidden(motion: str) -> None:
+    asked = [one(motion, background="day", second=("white", "circle"))] * 48
+    batch = drawn("second", asked)
+    appears = batch.before.second_shape < 0
+    assert appears.sum() > 12
+    frames = torch.arange(1030, 1130, 4)
+    standing = scenes.second_coverage(batch.after, 64)
+    hidden = (scenes.coverage(batch.after, frames, 64) * standing).sum((2, 3)) / standing.sum((2, 3))
+    assert hidden.max() < 0.3
+    _, early = turns.render(batch, torch.tensor([BEGIN]), 64)
+    _, late = turns.render(batch, torch.tensor([1060.0]), 64)
+    ground = early[:, 0, 51, 32], late[:, 0, 51, 32]  # row and column of the middle of the second
+    assert (ground[0][appears] == 0).all()
+    assert (ground[1] == 1).all()
+
+
 def test_turns_are_drawn_alike_from_alike_seeds_and_end_in_what_the_caption_says() -> None:
-    asked = scenes.sample_attributes(200, np.random.default_rng(1))
+    asked = rich(200, seed=1)
     begin = torch.full((200,), 5000.0)
     batch, again = (turns.sample(asked, begin, np.random.default_rng(2)) for _ in range(2))
     assert batch.after.attributes() == asked
     assert torch.equal(batch.before.place_x, again.before.place_x)
     assert torch.equal(batch.visible, again.visible)
     differ = [
-        sum(getattr(a, name) != getattr(b, name) for name in ("background", "color", "shape", "motion"))
+        sum(getattr(a, f.name) != getattr(b, f.name) for f in fields(SceneAttributes))
         for a, b in zip(batch.before.attributes(), asked, strict=True)
     ]
     slips = (batch.visible < 1) | (batch.shape_share > 0) | (batch.pace < 1)
