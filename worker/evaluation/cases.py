@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from worker.evaluation import oracle
+from worker.models.registry import describe
 from worker.training import scenes
 from worker.training.backdrops import LANDSCAPES
+from worker.training.text import vocabulary, vocabulary_of
 
 SCENE_CLASSES = (
     "one object in place",
@@ -61,23 +63,30 @@ def _described(prompt: str, attributes: scenes.SceneAttributes) -> Case:
     return Case(prompt, scene_class, attributes)
 
 
-def held_out(count: int, seed: int) -> list[Case]:
-    """`count` captions of combinations that training never showed, motions in turn.
+def world_of(spec: str) -> scenes.World:
+    """The scenes that a model has the words for; the plain ones where its words are not those of the scenes."""
+    file = Path(describe(spec).source) / "tokenizer" / "tokenizer.json"
+    known = set(vocabulary_of(file)) if file.is_file() else set()
+    return scenes.RICH if known.issuperset(vocabulary(scenes.RICH)) else scenes.PLAIN
+
+
+def held_out(count: int, seed: int, world: scenes.World = scenes.RICH) -> list[Case]:
+    """`count` captions of combinations of a world that training never showed, motions in turn.
 
     As many have a second object as in training.
     """
     rng = np.random.default_rng(seed)
-    pool = scenes.held_out_attributes()
+    pool = world.pool(held_out=True)
     rng.shuffle(pool)
     by_motion = [[a for a in pool if a.motion == motion] for motion in scenes.MOTIONS]
     turns = [by_motion[i % len(by_motion)] for i in range(count)]
     chosen = [turn[i // len(by_motion) % len(turn)] for i, turn in enumerate(turns)]
-    chosen = scenes.accompanied(chosen, rng, scenes.SECOND_SHARE)
+    chosen = scenes.accompanied(chosen, rng, world.second)
     return [_described(scenes.caption(a, rng), a) for a in chosen]
 
 
 def _others(
-    before: scenes.SceneAttributes, changed: str, rng: np.random.Generator
+    before: scenes.SceneAttributes, changed: str, rng: np.random.Generator, world: scenes.World
 ) -> list[scenes.SceneAttributes]:
     """Scenes that may be rendered and differ from this one in one attribute."""
     if changed == "second":
@@ -85,25 +94,27 @@ def _others(
         among = [*([alone] if before.second else []), *scenes.accompanied([alone] * 2, rng, 1)]
     else:
         among = [
-            replace(a, second=before.second) for a in scenes.all_attributes() if scenes.fits(before.second, a)
+            replace(a, second=before.second)
+            for a in scenes.all_attributes()
+            if world.knows(a) and scenes.fits(before.second, a)
         ]
     return [a for a in among if [n for n in CHANGING if getattr(a, n) != getattr(before, n)] == [changed]]
 
 
-def turning(count: int, seed: int) -> list[Case]:
+def turning(count: int, seed: int, world: scenes.World = scenes.RICH) -> list[Case]:
     """`count` held-out cases whose prompt changes half-way in one attribute, those of CHANGING in turns.
 
     Each turn has an order of its own, or some attributes would meet the same motions again and again. What it changes
     to is any scene that may be rendered, held out or not.
     """
     rng = np.random.default_rng((seed, 1))
-    found = []
-    for number, case in enumerate(held_out(count, seed)):
-        if number % len(CHANGING) == 0:
-            order = rng.permutation(CHANGING).tolist()
-        changed = order[number % len(CHANGING)]
+    found, changing = [], [name for name in CHANGING if name != "second" or world.second]
+    for number, case in enumerate(held_out(count, seed, world)):
+        if number % len(changing) == 0:
+            order = rng.permutation(changing).tolist()
+        changed = order[number % len(changing)]
         assert case.attributes is not None
-        others = _others(case.attributes, changed, rng)
+        others = _others(case.attributes, changed, rng, world)
         after = others[int(rng.integers(len(others)))]
         found.append(replace(case, turn=Turn(scenes.caption(after, rng), after, changed)))
     return found

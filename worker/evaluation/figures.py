@@ -110,7 +110,7 @@ def _sound(verdict: Mapping[str, Any]) -> bool:
     told = all(verdict[name] for name in ("background", "color", "shape"))
     alone = verdict["present"] >= WHOLE and verdict["stray"] <= 1 - WHOLE
     return bool(
-        told and verdict["second"] is not False and alone and verdict["still"] <= oracle.STILL_SECONDS
+        told and verdict.get("second") is not False and alone and verdict["still"] <= oracle.STILL_SECONDS
     )
 
 
@@ -123,7 +123,7 @@ def of_video(video: Video) -> dict[str, float]:
         return found
 
     def mean_of(name: str) -> float | None:
-        values = [verdict[name] for verdict in verdicts if verdict[name] is not None]
+        values = [verdict[name] for verdict in verdicts if verdict.get(name) is not None]
         return float(np.mean(values)) if values else None
 
     first, last = verdicts[0], verdicts[-1]
@@ -149,7 +149,7 @@ def of_video(video: Video) -> dict[str, float]:
             "follows_change": float(last["follows"]) - float(first["follows"]),
             "identity": float(np.mean([seen != identity[0] for seen in identity[1:]])),
             "diverged": float(
-                any(first[name] and not last[name] for name in ("background", "color", "second"))
+                any(first.get(name) and not last[name] for name in ("background", "color", "second"))
                 or (first["present"] >= WHOLE > last["present"])
             ),
         }

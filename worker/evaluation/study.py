@@ -53,7 +53,7 @@ from worker.models.base import ModelLoadError, SamplerConfig, VideoFrames, Video
 from worker.models.registry import describe, load_model
 from worker.training import scenes
 
-SCHEMA = 5
+SCHEMA = 4
 """Version of what a video's file of figures holds; files of another version are made again."""
 CONFIGS = Path(__file__).parent / "configs"
 MEASURES = (
@@ -544,6 +544,7 @@ def jobs(plan: Plan, model: str, variants: Mapping[str, str], prompts: list[Case
     rate is not theirs.
     """
     planned, rendered = [], has_true_scenes(describe(model).geometry)
+    world = cases.world_of(model)
     for one in plan.sets:
         if one.turns and prompts:
             continue
@@ -553,7 +554,7 @@ def jobs(plan: Plan, model: str, variants: Mapping[str, str], prompts: list[Case
         if RENDERED in one.methods:
             rows.append((REFERENCE, REFERENCE, model))
         choose = cases.turning if one.turns else cases.held_out
-        listed = prompts[: one.prompts] if prompts else choose(one.prompts, plan.seed)
+        listed = prompts[: one.prompts] if prompts else choose(one.prompts, plan.seed, world)
         for number, case in enumerate(listed):
             for row, method, spec in rows:
                 if METHODS[method].sample is None and (case.attributes is None or not rendered):

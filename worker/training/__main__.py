@@ -17,7 +17,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from worker.models.base import ModelLoadError
-from worker.training import export, latents, transformer, vae
+from worker.training import export, latents, scenes, transformer, vae
 from worker.training.recipe import Recipe
 from worker.training.run import ConfigError
 
@@ -92,7 +92,9 @@ def _run(options: argparse.Namespace) -> None:
 
             try:
                 plan = study.Plan.read(options.plan)
-                autoencoder = vae.quality(folder, recipe.latents.size, device)
+                autoencoder = vae.quality(
+                    folder, recipe.latents.size, device, scenes.WORLDS[recipe.text.world]
+                )
                 out.mkdir(parents=True, exist_ok=True)
                 (out / "autoencoder.json").write_text(json.dumps(autoencoder, indent=1) + "\n")
                 print(json.dumps(autoencoder), flush=True)

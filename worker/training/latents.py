@@ -34,6 +34,7 @@ class LatentSet:
     turning_videos: run.Whole = 0  # of `worker.training.turns`
     turning_latents: run.Count = 20
     bf16: bool = False
+    world: scenes.WorldName = "plain"
 
     def kinds(self) -> dict[str, tuple[int, int]]:
         """Videos and latents in each, by kind."""
@@ -101,7 +102,8 @@ def _encode_part(vae: stock.Autoencoder, config: LatentSet, *, kind: str, number
     """Batch `number` of videos of one kind; depends on nothing else."""
     kinds = config.kinds()
     rng = np.random.default_rng((config.seed, list(kinds).index(kind), number))
-    attributes = scenes.accompanied(scenes.sample_attributes(config.batch, rng), rng, scenes.SECOND_SHARE)
+    world = scenes.WORLDS[config.world]
+    attributes = world.sample(config.batch, rng)
     part = {"attributes": torch.tensor([a.indices() for a in attributes])}
     render: Render
     if kind == "turning":
@@ -109,7 +111,7 @@ def _encode_part(vae: stock.Autoencoder, config: LatentSet, *, kind: str, number
         # From behind the settled beginning to the middle: a window finds room before the turn and behind it.
         latest = max(config.settle + 3.0, (length + config.settle) / 2)
         begin = torch.from_numpy(rng.uniform(config.settle + 2, latest, config.batch) * LATENT_FRAMES)
-        batch = turns.sample(attributes, first + begin, rng, vae.device)
+        batch = turns.sample(attributes, first + begin, rng, vae.device, world)
         part["turn"] = turn_marks(batch, first).cpu()
         render = partial(turns.render, batch, size=config.size)
     else:

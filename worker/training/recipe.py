@@ -55,6 +55,8 @@ class Recipe:
     export: Export
 
     def __post_init__(self) -> None:
+        if not self.vae_training.world == self.latents.world == self.text.world:
+            raise run.ConfigError("[vae_training], [latents] and [text] are of different worlds")
         longest = self.windows.longest
         for kind, (videos, latents) in self.latents.kinds().items():
             length = latents if kind == "start" else latents - self.latents.settle

@@ -13,13 +13,14 @@ import hashlib
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worker.training import backdrops
-from worker.training.backdrops import BACKDROPS, LANDSCAPES
+from worker.training.backdrops import BACKDROPS, BACKGROUNDS, LANDSCAPES
 
 FPS = 24
 """Frames per second of every rendered video."""
@@ -39,17 +40,20 @@ MOTIONS: tuple[str, ...] = ("bounce", "orbit", "left", "right", "pulse", "spin")
 EXCLUDED_PAIRS = frozenset({("blue", "navy"), ("red", "maroon"), ("cyan", "teal")})
 """(color, background) pairs that are never rendered: the shape would be hard to see."""
 
-BACKGROUND_WORDS = {
+PLAIN_WORDS: dict[str, tuple[str, ...]] = {
     "black": ("black",),
     "gray": ("gray", "grey"),
     "navy": ("navy",),
     "maroon": ("maroon",),
     "teal": ("teal",),
+}
+LANDSCAPE_WORDS = {
     "day": ("by day", "in daylight", "on a sunny day"),
     "sunset": ("at sunset", "at dusk"),
     "night": ("at night", "by night", "in the moonlight"),
     "nightfall": ("as day turns to night", "while day turns to night", "with day turning to night"),
 }
+BACKGROUND_WORDS = PLAIN_WORDS | LANDSCAPE_WORDS
 SHAPE_WORDS = {
     "circle": ("circle", "ball", "disc"),
     "square": ("square", "box"),
@@ -76,20 +80,24 @@ RELATIONS = {
 """How captions name a second object behind one that moves like this."""
 
 TEMPLATES = (
-    "a {color} {shape} {motion} {second} {place}",
-    "a {color} {shape} {motion} {second} {place}",
-    "a {color} {shape} {motion} {second} {place}",
-    "{backdrop} with a {color} {shape} {motion} {second}",
-    "a video of a {color} {shape} {motion} {second} , {backdrop}",
-    "{color} {shape} {motion} {second} , {backdrop}",
+    "a {color} {shape} {motion} {second} on a {background} background",
+    "a {color} {shape} {motion} {second} over a {background} background",
+    "a {color} {shape} {motion} {second} on {background}",
+    "{background} background with a {color} {shape} {motion} {second}",
+    "a video of a {color} {shape} {motion} {second} , {background} background",
+    "{color} {shape} {motion} {second} , {background} background",
 )
-PLACES = ("on a {background} background", "over a {background} background", "on {background}")
-LAND_PLACES = ("over a {land} {background}", "in a {land} {background}")
+"""Captions of plain scenes."""
+LAND_TEMPLATES = (
+    "a {color} {shape} {motion} {second} over a {land} {background}",
+    "a {color} {shape} {motion} {second} in a {land} {background}",
+    "a {land} {background} with a {color} {shape} {motion} {second}",
+    "a video of a {color} {shape} {motion} {second} , a {land} {background}",
+    "{color} {shape} {motion} {second} , a {land} {background}",
+)
+"""Captions of scenes with a landscape."""
 
 _IN_PLACE = [MOTIONS.index("pulse"), MOTIONS.index("spin")]
-
-SECOND_SHARE = 0.35
-"""Share of the scenes that training shows with a second object."""
 
 UPPER = 0.38
 """What pulses or spins above a second object does so in this part of its free way."""
@@ -195,7 +203,39 @@ def accompanied(
         fitting = [pair for pair in itertools.product(COLORS, SHAPES) if fits(pair, of)]
         return fitting[int(rng.integers(len(fitting)))]
 
+    if not share:
+        return attributes
     return [replace(a, second=second(a)) if rng.random() < share else a for a in attributes]
+
+
+@dataclass(frozen=True)
+class World:
+    """Which scenes there are."""
+
+    landscapes: bool  # beside the plain backgrounds
+    second: float  # share of the scenes that have a second object
+
+    def knows(self, attributes: SceneAttributes) -> bool:
+        """Whether there are such scenes."""
+        return (self.landscapes or attributes.background in BACKGROUNDS) and bool(
+            self.second or attributes.second is None
+        )
+
+    def pool(self, *, held_out: bool = False) -> list[SceneAttributes]:
+        """The combinations that training may show, or the others; without second objects."""
+        return [a for a in (held_out_attributes() if held_out else training_attributes()) if self.knows(a)]
+
+    def sample(
+        self, count: int, rng: np.random.Generator, *, held_out: bool = False
+    ) -> list[SceneAttributes]:
+        """`count` combinations, drawn evenly from the pool, with second objects."""
+        alone = sample_attributes(count, rng, self.pool(held_out=held_out))
+        return accompanied(alone, rng, self.second)
+
+
+PLAIN, RICH = World(landscapes=False, second=0.0), World(landscapes=True, second=0.35)
+WORLDS = {"plain": PLAIN, "rich": RICH}
+WorldName: TypeAlias = Literal["plain", "rich"]
 
 
 def caption(attributes: SceneAttributes, rng: np.random.Generator, filler: float = 0.0) -> str:
@@ -204,10 +244,8 @@ def caption(attributes: SceneAttributes, rng: np.random.Generator, filler: float
     def pick(words: tuple[str, ...]) -> str:
         return words[int(rng.integers(len(words)))]
 
-    on_land = attributes.background in LANDSCAPES
     parts = {
         "background": pick(BACKGROUND_WORDS[attributes.background]),
-        "land": pick(LAND_WORDS),
         "color": attributes.color,
         "shape": pick(SHAPE_WORDS[attributes.shape]),
         "motion": pick(MOTION_WORDS[attributes.motion]),
@@ -216,9 +254,9 @@ def caption(attributes: SceneAttributes, rng: np.random.Generator, filler: float
     if attributes.second:
         color, shape = attributes.second
         parts["second"] = f"{pick(RELATIONS[attributes.motion])} a {color} {pick(SHAPE_WORDS[shape])}"
-    parts["place"] = pick(LAND_PLACES if on_land else PLACES).format(**parts)
-    parts["backdrop"] = ("a {land} {background}" if on_land else "{background} background").format(**parts)
-    template = pick(TEMPLATES).split()
+    if attributes.background in LANDSCAPES:
+        parts["land"] = pick(LAND_WORDS)
+    template = pick(LAND_TEMPLATES if "land" in parts else TEMPLATES).split()
     if rng.random() < filler:
         for _ in range(int(rng.integers(1, 3))):
             template.insert(int(rng.integers(len(template) + 1)), pick(FILLER_WORDS))
@@ -313,8 +351,11 @@ def sample_scenes(
         orbit=uniform(0.22, 0.27),
         second_color=index[:, 4],
         second_shape=index[:, 5],
-        dusk=frame + FPS * uniform(-1.3 * backdrops.NIGHTFALL_SECONDS, 1.0),
+        dusk=torch.zeros(count, device=device),
     )
+    if any(a.background == "nightfall" for a in attributes):
+        dusk = frame + FPS * uniform(-1.3 * backdrops.NIGHTFALL_SECONDS, 1.0)
+        drawn = replace(drawn, dusk=dusk)
     room = make_room(drawn)
     return replace(drawn, place_y=torch.where(drawn.second_shape >= 0, room.place_y, drawn.place_y))
 

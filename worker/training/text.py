@@ -22,20 +22,28 @@ class TextModel:
     width: run.Count
     layers: run.Count
     heads: run.Count
+    world: scenes.WorldName = "plain"  # of which it knows the words
 
 
-def vocabulary() -> list[str]:
-    """Every word of the captions, sorted."""
-    phrases = [*scenes.TEMPLATES, *scenes.PLACES, *scenes.LAND_PLACES, *scenes.LAND_WORDS]
-    phrases += [*scenes.COLORS, *scenes.FILLER_WORDS]
-    for words in (scenes.BACKGROUND_WORDS, scenes.SHAPE_WORDS, scenes.MOTION_WORDS, scenes.RELATIONS):
-        phrases += [phrase for synonyms in words.values() for phrase in synonyms]
+def vocabulary(world: scenes.World) -> list[str]:
+    """Every word of the captions of a world, sorted."""
+    phrases = [*scenes.TEMPLATES, *scenes.COLORS, *scenes.FILLER_WORDS]
+    spoken = [scenes.SHAPE_WORDS, scenes.MOTION_WORDS, scenes.PLAIN_WORDS]
+    if world.landscapes:
+        phrases += [*scenes.LAND_TEMPLATES, *scenes.LAND_WORDS]
+        spoken.append(scenes.LANDSCAPE_WORDS)
+    if world.second:
+        spoken.append(scenes.RELATIONS)
+    phrases += [phrase for words in spoken for synonyms in words.values() for phrase in synonyms]
     return sorted({word for phrase in phrases for word in phrase.split() if word.isalpha()})
 
 
 def tokenizer(model: TextModel) -> stock.Tokenizer:
     """One token per word; capitals and punctuation do not matter, an unknown word is `<unk>`."""
-    ids = {word: number for number, word in enumerate([PAD, END, UNKNOWN, *vocabulary()])}
+    ids = {
+        word: number
+        for number, word in enumerate([PAD, END, UNKNOWN, *vocabulary(scenes.WORLDS[model.world])])
+    }
     words = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     words.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]+"), " ")]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from worker.training import backdrops, scenes
 from worker.training.backdrops import BACKDROPS
-from worker.training.scenes import MOTIONS, SHAPES, SceneAttributes, Scenes, Track
+from worker.training.scenes import MOTIONS, SHAPES, SceneAttributes, Scenes, Track, World
 
 PASTS = {
     "background": 0.10,
@@ -186,7 +186,7 @@ def _halting(plain: Scenes, frame: Tensor, pace: Tensor, swing: Tensor) -> Scene
     return replace(plain, phase=torch.where(pulses, now - way, plain.phase))
 
 
-def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator) -> SceneAttributes:
+def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator, world: World) -> SceneAttributes:
     """Another scene that training may show, which differs from this one in `kind` alone, where there is one.
 
     The second object stays, where it can.
@@ -201,14 +201,14 @@ def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator) -> S
     def differs(other: SceneAttributes) -> list[str]:
         return [name for name in names if getattr(other, name) != getattr(attributes, name)]
 
-    others = [a for a in scenes.training_attributes() if differs(a) and kind in ("everything", *differs(a))]
+    others = [a for a in world.pool() if differs(a) and kind in ("everything", *differs(a))]
     pool = [a for a in others if differs(a) == [kind]] or others
     confused = [a for a in pool if a.motion == _CONFUSED.get(attributes.motion)]
     if kind == "motion" and confused and rng.random() < 0.5:
         pool = confused
     other = pool[int(rng.integers(len(pool)))]
     if kind == "everything":
-        (other,) = scenes.accompanied([other], rng, scenes.SECOND_SHARE)
+        (other,) = scenes.accompanied([other], rng, world.second)
         return other
     return replace(other, second=attributes.second) if scenes.fits(attributes.second, other) else other
 
@@ -218,17 +218,20 @@ def sample(
     begin: Tensor,
     rng: np.random.Generator,
     device: torch.device | str = "cpu",
+    world: World = scenes.RICH,
 ) -> Turns:
-    """Scenes that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
+    """Scenes of a world that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
     count = len(attributes)
-    kinds = rng.choice(list(PASTS), count, p=np.array(list(PASTS.values())) / sum(PASTS.values()))
+    weights = {kind: weight for kind, weight in PASTS.items() if kind != "second" or world.second}
+    kinds = rng.choice(list(weights), count, p=np.array(list(weights.values())) / sum(weights.values()))
     pulsing = np.array([a.motion == "pulse" for a in attributes])
     kinds = np.where(pulsing & (rng.random(count) < HALTING_PULSES), "halting", kinds)
     faint, gone, malformed, twisted, swollen, halting = (kinds == kind for kind in _SLIPS)
     bent = malformed | twisted | swollen
     slip = faint | bent | halting
     pasts = [
-        a if kind in _SLIPS else _past(a, str(kind), rng) for a, kind in zip(attributes, kinds, strict=True)
+        a if kind in _SLIPS else _past(a, str(kind), rng, world)
+        for a, kind in zip(attributes, kinds, strict=True)
     ]
     begin = begin.to(device, torch.float32)
     in_place = np.array([a.motion in ("pulse", "spin") for a in attributes])

@@ -60,6 +60,7 @@ class VaeTraining:
     average: run.Part  # decay of the weight average
     checkpoint_steps: run.Count
     bf16: bool
+    world: scenes.WorldName = "plain"
 
 
 def build(model: VaeModel) -> stock.Autoencoder:
@@ -169,18 +170,6 @@ def _standardise(vae: stock.Autoencoder, pixels: Tensor, z_dim: int) -> None:
         vae.quant_conv.bias[z_dim:] = -4.0
 
 
-def _sampled(
-    count: int,
-    rng: np.random.Generator,
-    device: torch.device,
-    frame: int,
-    pool: list[scenes.SceneAttributes] | None = None,
-) -> scenes.Scenes:
-    """Scenes that are shown from this frame on, by default of those that training may show."""
-    attributes = scenes.accompanied(scenes.sample_attributes(count, rng, pool), rng, scenes.SECOND_SHARE)
-    return scenes.sample_scenes(attributes, rng, device, frame)
-
-
 class _Lane:
     """Videos in training, all at the same frame."""
 
@@ -190,7 +179,8 @@ class _Lane:
         device = next(vae.parameters()).device
         batch = config.batch * max(1, (config.size // side) ** 2 // 2)
         self.frame = int(rng.integers(0, 100_000))
-        self.scenes = _sampled(batch, rng, device, self.frame)
+        attributes = scenes.WORLDS[config.world].sample(batch, rng)
+        self.scenes = scenes.sample_scenes(attributes, rng, device, self.frame)
         self.stream = VideoStream(vae)
         self.size = config.size
         self.crop: scenes.Crop | None = None
@@ -226,10 +216,13 @@ def reconstruction_loss(output: Tensor, pixels: Tensor, alpha: Tensor, shape_wei
 
 
 @torch.no_grad()
-def psnr(vae: stock.Autoencoder, size: int, frames: int, count: int = 4, seed: int = 123) -> np.ndarray:
+def psnr(
+    vae: stock.Autoencoder, size: int, frames: int, count: int = 4, *, world: scenes.World = scenes.PLAIN
+) -> np.ndarray:
     """Reconstruction PSNR in dB per frame, (frames,), over `count` streamed videos of held-out scenes."""
     device = next(vae.parameters()).device
-    batch = _sampled(count, np.random.default_rng(seed), device, 500, scenes.held_out_attributes())
+    rng = np.random.default_rng(123)
+    batch = scenes.sample_scenes(world.sample(count, rng, held_out=True), rng, device, 500)
     stream, errors, start = VideoStream(vae), [], 0
     while start < frames:
         length = 1 if start == 0 else min(32, frames - start)
@@ -298,7 +291,8 @@ def train(
             muon.restore(optimizers, saved["optimizers"])
         step, schedule.earlier_seconds = saved["step"], saved["seconds"]
     elif not decoder_only:
-        batch = _sampled(16, np.random.default_rng((config.seed, config.steps)), device, 0)
+        rng = np.random.default_rng((config.seed, config.steps))
+        batch = scenes.sample_scenes(scenes.WORLDS[config.world].sample(16, rng), rng, device)
         _standardise(vae, scenes.render(batch, torch.arange(9, device=device), config.size)[0], model.z_dim)
         average.load_state_dict(vae.state_dict())
     print(f"{name}: {sum(p.numel() for p in trained):,} parameters on {device}", flush=True)
@@ -347,7 +341,7 @@ def train(
                     "seconds": schedule.seconds,
                 },
             )
-            quality = psnr(average, config.size, 49)
+            quality = psnr(average, config.size, 49, world=scenes.WORLDS[config.world])
             run.report(
                 log,
                 minutes=schedule.seconds / 60,
@@ -372,15 +366,15 @@ def load(model: VaeModel, checkpoint: Path, device: torch.device) -> stock.Autoe
     return vae
 
 
-def quality(folder: Path, size: int, device: torch.device) -> dict[str, Any]:
+def quality(folder: Path, size: int, device: torch.device, world: scenes.World) -> dict[str, Any]:
     """Reconstruction PSNR in dB of an exported autoencoder on held-out scenes: short clips, and every 10 s of 60 s.
 
     `folder` is that of the whole pipeline. Raises `ModelLoadError`.
     """
     vae = load_component(str(folder), stock.autoencoder, str(folder), "vae").to(device)
-    minute = psnr(vae, size, 60 * scenes.FPS + 1, count=2)
+    minute = psnr(vae, size, 60 * scenes.FPS + 1, count=2, world=world)
     return {
-        "psnr_9_frames": round(float(psnr(vae, size, 9, count=16).mean()), 2),
-        "psnr_97_frames": round(float(psnr(vae, size, 97, count=16).mean()), 2),
+        "psnr_9_frames": round(float(psnr(vae, size, 9, count=16, world=world).mean()), 2),
+        "psnr_97_frames": round(float(psnr(vae, size, 97, count=16, world=world).mean()), 2),
         "psnr_by_10_seconds": [round(float(part.mean()), 2) for part in np.array_split(minute, 6)],
     }

@@ -342,9 +342,9 @@ def older(recipe: Recipe, out: Path, tmp_path: Path) -> Path:
     """An exported folder whose vocabulary lacks words of today and has one that went out of use."""
     folder = tmp_path / "older"
     shutil.copytree(out / "model", folder)
-    kept = [word for word in text.vocabulary() if word not in ("meadow", "sunset", "past")]
+    kept = [word for word in text.vocabulary(scenes.RICH) if word not in ("meadow", "sunset", "past")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "vocabulary", lambda: ["aardvark", *kept])
+        patch.setattr(text, "vocabulary", lambda _: ["aardvark", *kept])
         words = text.tokenizer(recipe.text)
     words.save_pretrained(folder / "tokenizer")
     text.build(recipe.text, len(words)).save_pretrained(folder / "text_encoder")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worker.training import backdrops, scenes
-from worker.training.backdrops import BACKDROPS, LANDSCAPES
+from worker.training.backdrops import BACKDROPS, BACKGROUNDS, LANDSCAPES
 from worker.training.scenes import SceneAttributes
 
 
@@ -290,3 +290,15 @@ def test_a_caption_says_all_of_its_scene() -> None:
 def test_an_unknown_attribute_is_refused(shape: str, second: tuple[str, str] | None) -> None:
     with pytest.raises(ValueError, match=r"octagon|beige|star"):
         SceneAttributes("black", "red", shape, "spin", second)
+
+
+def test_a_plain_world_has_plain_scenes_of_one_object_and_their_captions() -> None:
+    pool = scenes.PLAIN.pool() + scenes.PLAIN.pool(held_out=True)
+    assert set(pool) == {a for a in scenes.all_attributes() if a.background in BACKGROUNDS}
+    assert {a.background for a in scenes.RICH.pool()} == set(BACKDROPS)
+    drawn = scenes.PLAIN.sample(500, np.random.default_rng(0))
+    assert all(scenes.PLAIN.knows(a) for a in drawn)
+    seen = scenes.RICH.sample(500, np.random.default_rng(0), held_out=True)
+    assert all(scenes.RICH.knows(a) and scenes.is_held_out(a) for a in seen)
+    assert 0.2 < np.mean([a.second is not None for a in seen]) < 0.5
+    assert not all(scenes.PLAIN.knows(a) for a in seen)

@@ -8,7 +8,7 @@ import torch
 
 from worker.training import scenes, text
 
-MODEL = text.TextModel(prompt_tokens=24, width=16, layers=1, heads=2)
+MODEL = text.TextModel(prompt_tokens=24, width=16, layers=1, heads=2, world="rich")
 
 
 def test_capitals_and_punctuation_do_not_matter() -> None:
@@ -91,3 +91,17 @@ def test_the_embedding_is_zero_past_the_prompt_and_blind_to_padding() -> None:
     assert torch.allclose(
         text.embed_captions(words, encoder, ["a red ball"], 8)[0, :4], embedding[0, :4], atol=1e-6
     )
+
+
+def test_a_plain_vocabulary_has_the_words_of_plain_captions_alone() -> None:
+    plain, rich = (set(text.vocabulary(world)) for world in (scenes.PLAIN, scenes.RICH))
+    assert plain < rich
+    rng = np.random.default_rng(0)
+    spoken = {
+        word
+        for a in scenes.PLAIN.sample(2000, rng)
+        for word in scenes.caption(a, rng, filler=0.5).split()
+        if word.isalpha()
+    }
+    assert spoken == plain
+    assert {"meadow", "night", "past"} <= rich - plain
