@@ -23,7 +23,7 @@ def pictures(name: str, size: int = SIZE) -> tuple[Tensor, Tensor]:
 
 def apart(picture: Tensor, color: Color) -> Tensor:
     """How far each pixel is from a color, (size, size)."""
-    return (picture - torch.tensor(color)[:, None, None]).norm(dim=0)
+    return torch.linalg.vector_norm(picture - torch.tensor(color)[:, None, None], dim=0)
 
 
 def row(y: float) -> int:
