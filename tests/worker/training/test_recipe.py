@@ -475,7 +475,7 @@ def test_the_exported_folder_is_a_model_that_can_be_served(recipe: Recipe, out: 
     assert all(torch.equal(written[name], value) for name, value in refined.items())
     assert model.name == "tiny"
     assert model.geometry.default_size == (32, 32)
-    assert model.encode_prompt(["A red ball!"]).shape == (1, 24, 16)
+    assert model.encode_prompt(["A red ball!"]).shape == (1, 32, 16)
     frames = model.open_decoder().push(torch.zeros(1, 8, 3, 4, 4))
     assert frames.shape == (9, 32, 32, 3)
 
