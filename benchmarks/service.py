@@ -22,8 +22,8 @@ from app.jobs.job import ModelCard
 MODEL_CARD = ModelCard(
     name="builtin",
     fps=24,
-    sizes=("64x64",),
-    default_size="64x64",
+    sizes=("128x128",),
+    default_size="128x128",
     temporal_factor=4,
     chunk_latents=5,
     chunks_in_flight=8,

@@ -23,22 +23,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 PROMPT = "a green circle bouncing off the walls on a navy background"
+SIZE = 128
 OTHER = "a yellow square bouncing off the walls on a black background"
 
 
 def scene(prompt: str, frames: int, seed: int = 3) -> np.ndarray:
-    """A clip as the training renders it, uint8 (T, 64, 64, 3)."""
+    """A clip as the training renders it, uint8 (T, SIZE, SIZE, 3)."""
     attributes = parse_prompt(prompt)
     assert attributes is not None
     scenes = sample_scenes([attributes], np.random.default_rng(seed))
-    return to_uint8(render(scenes, torch.arange(frames)[None], 64)[0])
+    return to_uint8(render(scenes, torch.arange(frames)[None], SIZE)[0])
 
 
 def mp4(frames: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=24, options={"crf": "10"})
-        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
@@ -80,7 +81,7 @@ def test_the_built_in_model_goes_on_from_a_picture_a_clip_and_a_video(up: Callab
     still = io.BytesIO()
     Image.fromarray(given[0]).save(still, "PNG")
     video, frames = service.begin(PROMPT, 2, still.getvalue())
-    assert video["input_reference"] == {"kind": "image", "width": 64, "height": 64, "frames": 5}
+    assert video["input_reference"] == {"kind": "image", "width": SIZE, "height": SIZE, "frames": 5}
     assert closeness(frames[:5], np.repeat(given[:1], 5, axis=0)) > 25
     verdict = judge(frames[5:], attributes)
     assert verdict.color, verdict

@@ -22,7 +22,7 @@ def test_an_endless_video_is_steered_and_finished(up: Callable[..., Up], eventua
     service = up("--model", "builtin")
     client = service.client
     fewest = client.models()[0].num_inference_steps_multiple_of
-    wanted: VideoRequest = {"size": "64x64", "seed": 3, "num_inference_steps": fewest}  # quick, not pretty
+    wanted: VideoRequest = {"size": "128x128", "seed": 3, "num_inference_steps": fewest}  # quick, not pretty
     video = client.create("a red ball moving left on a black background", seconds="endless", **wanted)
     address = f"{service.url}/v1/videos/{video.id}"
     eventually(lambda: client.retrieve(video.id).chunks_ready >= 2, 120)

@@ -382,7 +382,7 @@ def test_a_worker_whose_encoder_does_not_work_does_not_load_its_model(
     """HEVC ends at 51, and no encoder of a GPU takes frames as small as the built-in model's."""
     monkeypatch.setattr(worker_main, "load_model", lambda *_, **__: pytest.fail("loaded"))
     assert worker_main.main(work.settings(model="builtin", **fields)) == 2
-    assert re.search(rf"LONGTAKE_CODEC.* at 64x64: {fields['codec']}", capsys.readouterr().err)
+    assert re.search(rf"LONGTAKE_CODEC.* at 128x128: {fields['codec']}", capsys.readouterr().err)
 
 
 def test_logs_are_json_on_request_and_hold_no_password(work: Any, own_redis: EmbeddedRedis) -> None:
@@ -413,4 +413,4 @@ def test_loading_a_real_model_draws_nothing_between_the_lines_of_the_log(work: A
             if " is ready" in told[-1]:
                 worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == 0
-    assert any("model longtake-scenes-64 loaded" in line for line in told)
+    assert any("model longtake-scenes-128 loaded" in line for line in told)

@@ -42,7 +42,7 @@ def test_stock_diffusers_makes_a_video_of_what_the_prompt_says(
         prompt,
         height=32,  # it takes the spatial factor for 4, as the model card says
         width=32,
-        max_sequence_length=24,
+        max_sequence_length=32,
         num_frames=37,
         base_num_frames=37,
         num_inference_steps=16,
@@ -50,7 +50,7 @@ def test_stock_diffusers_makes_a_video_of_what_the_prompt_says(
         generator=torch.Generator("cpu").manual_seed(1),
         output_type="np",
     ).frames[0]
-    assert frames.shape == (37, 64, 64, 3)
+    assert frames.shape == (37, 128, 128, 3)
     verdict = judge((frames * 255).round().astype(np.uint8), wanted)
     assert verdict.background, verdict
     assert verdict.color, verdict
