@@ -105,6 +105,8 @@ class Plan:
     """What the oracle judges at once; two to ten seconds."""
     sampler: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the sampler that differ from the model's own."""
+    world: str = ""
+    """Scenes that are asked for, one of `scenes.WORLDS`; if empty, those that the model has the words for."""
 
     @staticmethod
     def read(name: str) -> Plan:
@@ -125,7 +127,9 @@ class Plan:
 
     def checked(self) -> Plan:
         """This plan. Raises EvaluationError naming what makes no sense."""
-        _check_kinds(self, {"seed": int, "segment_seconds": float, "sampler": Mapping})
+        _check_kinds(self, {"seed": int, "segment_seconds": float, "sampler": Mapping, "world": str})
+        if self.world and self.world not in scenes.WORLDS:
+            raise EvaluationError(f"world: choose from {', '.join(scenes.WORLDS)}, got {self.world!r}")
         for one in self.sets:
             _check_kinds(
                 one,
@@ -168,6 +172,7 @@ _KINDS: dict[type, str] = {
     float: "a number",
     bool: "true or false",
     Mapping: "a table",
+    str: "text",
 }
 
 
@@ -544,7 +549,7 @@ def jobs(plan: Plan, model: str, variants: Mapping[str, str], prompts: list[Case
     rate is not theirs.
     """
     planned, rendered = [], has_true_scenes(describe(model).geometry)
-    world = cases.world_of(model)
+    world = scenes.WORLDS[plan.world] if plan.world else cases.world_of(model)
     for one in plan.sets:
         if one.turns and prompts:
             continue

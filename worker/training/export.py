@@ -12,14 +12,24 @@ import torch
 from worker.models.wan import load_component
 from worker.training import run, scenes, stock, text, transformer, vae, windows
 
-EXAMPLE_PROMPTS = (
-    "a red circle bouncing off the walls on a black background",
-    "a cyan triangle drifting to the left on a black background",
-    "a yellow square orbiting the center on a navy background",
-    "a white triangle drifting to the right on a maroon background",
-    "a green circle pulsing in place on a black background",
-    "a purple square bouncing on a teal background",
-)
+EXAMPLE_PROMPTS: dict[scenes.WorldName, tuple[str, ...]] = {
+    "plain": (
+        "a red circle bouncing off the walls on a black background",
+        "a cyan triangle drifting to the left on a black background",
+        "a yellow square orbiting the center on a navy background",
+        "a white triangle drifting to the right on a maroon background",
+        "a green circle pulsing in place on a black background",
+        "a purple square bouncing on a teal background",
+    ),
+    "rich": (
+        "a red ball bouncing past a green square over a meadow by day",
+        "a white triangle drifting to the left over a field at sunset",
+        "a cyan circle pulsing above a yellow square over a meadow at night",
+        "a yellow square orbiting the center on a navy background",
+        "a purple triangle bouncing over a meadow as day turns to night",
+        "a red circle drifting to the right past a white cross on a teal background",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def write(
             "sink": False,
             "graded": config.graded,
         },
-        "example_prompts": list(EXAMPLE_PROMPTS),
+        "example_prompts": list(EXAMPLE_PROMPTS[text_model.world]),
     }
     (folder / "longtake.json").write_text(json.dumps(serving, indent=2) + "\n")
     return folder
