@@ -11,7 +11,7 @@
 PYTHON  ?= python3
 SECONDS ?= 60
 TESTERS ?= 2
-PROMPT  ?= a red ball bouncing off the walls on a black background
+PROMPT  ?= a red ball bouncing past a green square over a meadow by day
 
 VENV := .venv
 INSTALLED_TORCH := $(shell cat .venv/torch-build 2>/dev/null)

@@ -16,9 +16,9 @@ from benchmarks.service import running_service
 
 IMAGES = Path(__file__).parent / "images"
 PROMPTS = [
-    "a red ball bouncing off the walls on a black background",
+    "a red ball bouncing past a green square over a meadow by day",
     "a yellow square orbiting the center on a navy background",
-    "a green triangle drifting to the left on a gray background",
+    "a white triangle drifting to the left over a field at sunset",
 ]
 SECONDS = 60
 STILLS = 16

@@ -12,7 +12,7 @@ from tests.end_to_end.conftest import longtake
 from worker.evaluation.oracle import judge, parse_prompt
 from worker.models.registry import BUILTIN_FOLDER
 
-PROMPT = "a red ball bouncing off the walls on a black background"
+PROMPT = "a red ball bouncing past a green square over a meadow by day"
 """That of `make demo`."""
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.evaluation import cases, oracle
+from worker.evaluation import cases, oracle, study
 from worker.evaluation.cases import Case, EvaluationError
 from worker.evaluation.methods import (
     METHODS,
@@ -203,3 +203,16 @@ def test_a_bad_file_of_prompts_is_refused(tmp_path: Path, content: str, message:
     path.write_text(content)
     with pytest.raises(EvaluationError, match=message):
         cases.read(path)
+
+
+def test_a_model_is_asked_for_the_scenes_that_it_has_the_words_for(tiny_folder: Path, tmp_path: Path) -> None:
+    assert cases.world_of("builtin") == scenes.RICH
+    assert cases.world_of(str(tiny_folder)) == scenes.PLAIN
+    plain = cases.held_out(48, 0, scenes.PLAIN)
+    assert all(case.attributes is not None and scenes.PLAIN.knows(case.attributes) for case in plain)
+    assert {case.attributes.second for case in cases.turning(8, 0, scenes.PLAIN) if case.attributes} == {None}
+    (tmp_path / "plan.toml").write_text(
+        'world = "flat"\n[[sets]]\nseconds = 4\nprompts = 1\nmethods = ["rendered"]'
+    )
+    with pytest.raises(EvaluationError, match="world: choose from plain, rich, got 'flat'"):
+        study.Plan.read(str(tmp_path / "plan.toml"))

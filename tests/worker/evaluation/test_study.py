@@ -335,7 +335,9 @@ def test_videos_whose_prompt_turns_are_made_and_reported_apart(tiny_folder: Path
     found = study.run(plan, model=str(tiny_folder), output=tmp_path, say=quiet)
     assert list(found["summary"]) == ["2"]
     *changed, _ = found["turns"]
-    assert changed == sorted(case.turn.changed for case in cases.turning(2, seed=0) if case.turn)
+    assert changed == sorted(
+        case.turn.changed for case in cases.turning(2, 0, cases.world_of(str(tiny_folder))) if case.turn
+    )
     assert [shares["after"]["prompts"] for shares in found["turns"].values()] == [1, 1, 2]
     report.write(tmp_path / "results.json", tmp_path / "report.md")
     text = (tmp_path / "report.md").read_text()

@@ -575,6 +575,8 @@ def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
         ("vae", ("turning_latents = 16", "turning_latents = 11"), "turning videos 9"),
         ("vae", ("chunks_in_flight = 4", "chunks_in_flight = 1"), "[windows]: shrinking"),
         ("vae", ("turning = 0.1", 'emphasis = ["cros"]'), "[windows]: emphasis"),
+        ("vae", ('world = "rich"', 'world = "plain"'), "are of different worlds"),
+        ("vae", ('world = "rich"', 'world = "flat"'), "[vae_training] world"),
         ("vae", None, "wrong.toml"),
         ("vae", ("[machine]", 'extends = "wrong.toml"\n[machine]'), "extends itself"),
         ("vae", ("[machine]", 'device = "cpu"\n[machine]'), "device is outside"),
