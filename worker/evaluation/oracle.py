@@ -467,7 +467,8 @@ def _measure(frames: NDArray[np.uint8], setting: _Setting) -> Track:
     difference = pixels - paper
     strength = np.linalg.norm(difference, axis=2)
     core = max(1, round(height * width * 0.0146))  # 60 of 64 x 64 pixels: less than the smallest shape
-    strongest = np.argpartition(strength, -core, axis=1)[:, -core:]
+    elsewhere = strength if setting.covers is None else strength * (setting.covers.max(0).reshape(-1) < 0.1)
+    strongest = np.argpartition(elsewhere, -core, axis=1)[:, -core:]
     color = np.median(np.take_along_axis(pixels, strongest[..., None], axis=1), axis=1)
     contrast = color[:, None] - paper
     size = (contrast**2).sum(2)

@@ -36,7 +36,7 @@ def clips(seed: int, count: int = 36) -> list[NDArray[np.uint8]]:
     rng = np.random.default_rng(seed)
     chosen = [cases.held_out(6, 0)[n % 6].attributes for n in range(count)]
     batch = scenes.sample_scenes([a for a in chosen if a is not None], rng)
-    pixels, _ = scenes.render(batch, torch.arange(25) + int(rng.integers(10_000)), 64)
+    pixels, _ = scenes.render(batch, torch.arange(25) + int(rng.integers(10_000)), 128)
     return [oracle.to_uint8(one[None]) for one in pixels]
 
 
@@ -51,7 +51,7 @@ def test_broken_videos_are_further_from_true_ones_than_true_ones_are(model: Vide
         "frozen": [np.repeat(video[:1], len(video), axis=0) for video in clips(1)],
         "faded": [(video * 0.6).astype(np.uint8) for video in clips(1)],
         "noisy": [
-            np.clip(v + np.random.default_rng(2).normal(0, 20, v.shape), 0, 255).astype(np.uint8)
+            np.clip(v + np.random.default_rng(2).normal(0, 40, v.shape), 0, 255).astype(np.uint8)
             for v in clips(1)
         ],
     }
