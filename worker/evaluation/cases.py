@@ -12,6 +12,7 @@ from worker.evaluation import oracle
 from worker.models.registry import describe
 from worker.training import scenes
 from worker.training.backdrops import LANDSCAPES
+from worker.training.run import ConfigError
 from worker.training.text import vocabulary, vocabulary_of
 
 SCENE_CLASSES = (
@@ -64,9 +65,15 @@ def _described(prompt: str, attributes: scenes.SceneAttributes) -> Case:
 
 
 def world_of(spec: str) -> scenes.World:
-    """The scenes that a model has the words for; the plain ones where its words are not those of the scenes."""
+    """The scenes that a model has the words for; the plain ones where its words are not those of the scenes.
+
+    Raises EvaluationError where its tokenizer cannot be read.
+    """
     file = Path(describe(spec).source) / "tokenizer" / "tokenizer.json"
-    known = set(vocabulary_of(file)) if file.is_file() else set()
+    try:
+        known = set(vocabulary_of(file)) if file.is_file() else set()
+    except ConfigError as error:
+        raise EvaluationError(str(error)) from error
     return scenes.RICH if known.issuperset(vocabulary(scenes.RICH)) else scenes.PLAIN
 
 

@@ -345,21 +345,20 @@ def _share_of_night(blocks: Array, day: Array, night: Array) -> Array:
 def _landscape(
     blocks: Array, background: Array, setting: _Setting
 ) -> tuple[Array, Array, NDArray[np.intp], NDArray[np.intp]]:
-    """What is behind the objects: share of night (T,), means of areas of the landscapes that fit best (2, T, N, 3),
-    the plain background that is nearest (T,), and which is nearest of all (T,): 0 plain, 1 sunset, 2 day and night.
+    """What is behind the objects: share of night (T,), means of areas of day and night with that share (T, N, 3), the
+    plain background that is nearest (T,), and which is nearest of all (T,): 0 plain, 1 sunset, 2 day and night.
     """
     sunset, day, night = setting.blocks
     share = _share_of_night(blocks, day, night)
     fading = day + share[:, None, None] * (night - day)
-    found = np.stack([np.broadcast_to(sunset, fading.shape), fading])
     plain = _nearest(background, BACKGROUNDS)
     known = np.array(list(BACKGROUNDS.values()), dtype=np.float32)
     distances = [np.linalg.norm(background - known[plain], axis=1)]
-    for one in found:
+    for one in (np.broadcast_to(sunset, fading.shape), fading):
         away = np.linalg.norm(blocks - one, axis=2)
         like = _contrast(blocks, one, away < 2 * AWAY) > FLAT
         distances.append(np.where(like, np.median(away, axis=1), np.inf))
-    return share, found, plain, np.stack(distances).argmin(0)
+    return share, fading, plain, np.stack(distances).argmin(0)
 
 
 def _contrast(blocks: Array, wanted: Array, among: NDArray[np.bool_]) -> Array:
@@ -448,7 +447,7 @@ def _measure(frames: NDArray[np.uint8], setting: _Setting) -> Track:
     pixels = picture.reshape(count, -1, 3)
     background = np.median(pixels, axis=1)
     blocks = _in_blocks(picture)
-    night, landscapes, plain, kind = _landscape(blocks, background, setting)
+    night, fading, plain, kind = _landscape(blocks, background, setting)
     if setting.asked is None:
         kind[:] = 0
     base = np.broadcast_to(background[:, None], pixels.shape).copy()
@@ -500,7 +499,7 @@ def _measure(frames: NDArray[np.uint8], setting: _Setting) -> Track:
     third = (alpha * offset**3).sum((1, 2)) / total**2.5
     fourth = (alpha * offset**4).sum((1, 2)) / total**3
     area = total / (height * width)
-    fits, away = _background_as_asked(blocks, near, background, (landscapes[1], plain, kind), setting)
+    fits, away = _background_as_asked(blocks, near, background, (fading, plain, kind), setting)
     free, second_color, second_errors = _second(picture, base.reshape(picture.shape), ~near, setting)
     return Track(
         background=background,

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -168,6 +169,7 @@ def all_attributes() -> list[SceneAttributes]:
     ]
 
 
+@cache
 def is_held_out(attributes: SceneAttributes) -> bool:
     """Whether a combination is kept for evaluation (about one in eight, by a hash of its names).
 

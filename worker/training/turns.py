@@ -247,8 +247,8 @@ def sample(
     swing = tensor(drawn(0, 0.9, halting, 1.0))
     before = scenes.sample_scenes(pasts, rng, device, begin)
     before = _mixed(torch.from_numpy(halting).to(device), _halting(before, begin, pace, swing), before)
-    appears = np.array([past.second is None for past in pasts]) & np.array(
-        [bool(a.second) for a in attributes]
+    appears = np.array(
+        [a.second is not None and past.second is None for past, a in zip(pasts, attributes, strict=True)]
     )
     before = _mixed(torch.from_numpy(appears).to(device), scenes.make_room(before), before)
     after = continued(before, attributes, begin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,6 +212,10 @@ def test_a_model_is_asked_for_the_scenes_that_it_has_the_words_for(tiny_folder: 
     plain = cases.held_out(48, 0, scenes.PLAIN)
     assert all(case.attributes is not None and scenes.PLAIN.knows(case.attributes) for case in plain)
     assert {case.attributes.second for case in cases.turning(8, 0, scenes.PLAIN) if case.attributes} == {None}
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    (broken / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"tokenizer\.json cannot be read"):
+        cases.world_of(str(broken))
     (tmp_path / "plan.toml").write_text(
         'world = "flat"\n[[sets]]\nseconds = 4\nprompts = 1\nmethods = ["rendered"]'
     )
