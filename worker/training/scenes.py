@@ -100,6 +100,9 @@ LAND_TEMPLATES = (
 
 _IN_PLACE = [MOTIONS.index("pulse"), MOTIONS.index("spin")]
 
+ORBIT = (0.22, 0.27)
+"""Radius of an orbit around nothing, widths."""
+
 UPPER = 0.38
 """What pulses or spins above a second object does so in this part of its free way."""
 
@@ -108,6 +111,9 @@ REST, SWING = 0.83, 0.27
 
 SECOND_Y, SECOND_RADIUS, ORBITED_RADIUS = 0.80, 0.13, 0.10
 """Height and size of a second object, widths, and its size in the middle of an orbit."""
+
+AROUND, AROUND_RADIUS = (0.29, 0.31), 0.8
+"""Radius of an orbit around a second object, widths, and size of what is on it, as a fraction: they are seen apart."""
 
 FILLER_WORDS = ("please", "show", "the", "with", "and", "is", "it", "large", "small", "very", "clip", "scene")
 """Words without a meaning in these scenes, sprinkled into captions so that they do no harm in a prompt."""
@@ -325,7 +331,7 @@ def sample_scenes(
 ) -> Scenes:
     """Random trajectories for the given attributes. Drawn with numpy, so equal on every device.
 
-    A nightfall begins some time before or soon after `frame`, a number or (B,).
+    A nightfall has begun, some time before `frame`, a number or (B,): nothing in a day tells when its night will fall.
     """
     count = len(attributes)
     index = torch.tensor([a.indices() for a in attributes], device=device)
@@ -350,13 +356,13 @@ def sample_scenes(
         place_x=uniform(0, 1),
         place_y=uniform(0, 1),
         rate=uniform(1.8, 2.2),
-        orbit=uniform(0.22, 0.27),
+        orbit=uniform(*ORBIT),
         second_color=index[:, 4],
         second_shape=index[:, 5],
         dusk=torch.zeros(count, device=device),
     )
     if any(a.background == "nightfall" for a in attributes):
-        dusk = frame + FPS * uniform(-1.3 * backdrops.NIGHTFALL_SECONDS, 1.0)
+        dusk = frame + FPS * uniform(-1.3 * backdrops.NIGHTFALL_SECONDS, 0.0)
         drawn = replace(drawn, dusk=dusk)
     room = make_room(drawn)
     return replace(drawn, place_y=torch.where(drawn.second_shape >= 0, room.place_y, drawn.place_y))
@@ -394,6 +400,16 @@ def _reflect(position: Tensor, length: Tensor) -> Tensor:
     return torch.where(position > length, 2 * length - position, position)
 
 
+def ring(scenes: Scenes) -> tuple[Tensor, Tensor]:
+    """Size of the shape and radius of its orbit, (B,) each, widths: what orbits a second object leaves it free."""
+    around = (scenes.motion == MOTIONS.index("orbit")) & (scenes.second_shape >= 0)
+    wide = AROUND[0] + (scenes.orbit - ORBIT[0]) * (AROUND[1] - AROUND[0]) / (ORBIT[1] - ORBIT[0])
+    return (
+        torch.where(around, AROUND_RADIUS * scenes.radius, scenes.radius),
+        torch.where(around, wide, scenes.orbit),
+    )
+
+
 def track(scenes: Scenes, frames: Tensor) -> Track:
     """Closed-form motion at the given frame indices, (T,) for all scenes or (B, T); `Track` of (B, T)."""
     index = frames if frames.ndim == 2 else frames[None]
@@ -403,12 +419,13 @@ def track(scenes: Scenes, frames: Tensor) -> Track:
         return value[:, None]
 
     motion = column(scenes.motion)
-    radius0 = column(scenes.radius).expand(-1, time.shape[1])
+    size, orbit = (column(value) for value in ring(scenes))
+    radius0 = size.expand(-1, time.shape[1])
     margin = radius0 + 1 / 64
     free = 1 - 2 * margin
     distance = column(scenes.speed) * time
     place_x, place_y, phase = column(scenes.place_x), column(scenes.place_y), column(scenes.phase)
-    sign_x, rate, orbit = column(scenes.sign_x), column(scenes.rate), column(scenes.orbit)
+    sign_x, rate = column(scenes.sign_x), column(scenes.rate)
     heading = column(scenes.heading)
     turn = phase + distance / orbit
     rest_x, rest_y = margin + place_x * free, margin + place_y * free

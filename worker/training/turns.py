@@ -34,21 +34,27 @@ PASTS = {
     "faint": 0.08,
     "gone": 0.08,
     "malformed": 0.08,
+    "rounded": 0.06,
     "twisted": 0.08,
     "swollen": 0.16,
     "halting": 0.12,
 }
 """What a scene was before its turn, weighted by how often: another scene that differs in this, or a slip of this kind:
-half or wholly gone, with something of another shape, or of itself at another angle (a cross with five arms), grown
-out of its size and shape, as crosses do that a sampler loses, or slower than it should be, and pulsing less."""
+half or wholly gone, with something of another shape, a mere disc, or with something of itself at another angle (a cross
+with five arms), grown out of its size and shape, as crosses do that a sampler loses, or slower than it should be, and
+pulsing less."""
 
-_SLIPS = ("faint", "gone", "malformed", "twisted", "swollen", "halting")
+_SLIPS = ("faint", "gone", "malformed", "rounded", "twisted", "swollen", "halting")
 
 HALTING_PULSES = 0.35
 """Share of the pasts of what pulses that halt in any case: of all motions this is the one that a sampler lets die down.
 
 With those of the other 65 % that `PASTS` lets halt, 41 %.
 """
+
+ROUNDED_SPINS = 0.2
+"""Share of the pasts of what spins that are rounded in any case: a sampler that has lost all corners finds none again,
+because nothing tells their angle. They come back upright."""
 
 _CONFUSED = {"bounce": "orbit", "orbit": "bounce"}
 """Motions that are taken for each other: half of the pasts that differ in motion."""
@@ -76,14 +82,19 @@ class Turns:
     def __len__(self) -> int:
         return len(self.before)
 
+    def earlier(self, frames: Tensor) -> Tensor:
+        """Frames of the scene before the turn at the given ones, (T,) or (B, T), by its pace: (B, T)."""
+        turn = self.begin[:, None]
+        return turn + (frames - turn) * self.pace[:, None]
+
     def tracks(self, frames: Tensor) -> tuple[Track, Track]:
         """Where the objects of both scenes are at the given frames, (T,) or (B, T): (B, T)."""
-        own, turn = frames - self.start[:, None], (self.begin - self.start)[:, None]
-        before = scenes.track(self.before, turn + (own - turn) * self.pace[:, None])
+        start = self.start[:, None]
+        before = scenes.track(self.before, self.earlier(frames) - start)
         rest = scenes.REST * self.before.radius[:, None]
         pulses = (self.before.motion == MOTIONS.index("pulse"))[:, None]
         radius = torch.where(pulses, torch.lerp(rest, before.radius, self.swing[:, None]), before.radius)
-        return replace(before, radius=radius), scenes.track(self.after, own)
+        return replace(before, radius=radius), scenes.track(self.after, frames - start)
 
     def done(self, frames: Tensor) -> Tensor:
         """How far each scene has turned at the given frames (T,): (B, T), from 0 to 1 without a kink."""
@@ -139,7 +150,7 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
     place_y = torch.where(is_("bounce"), bounced_y, inner_y / free)
     phase = torch.where(
         is_("orbit"),
-        torch.atan2(here.y - 0.5, here.x - 0.5) - way / before.orbit,
+        torch.atan2(here.y - 0.5, here.x - 0.5) - way / scenes.ring(replace(same, motion=motion))[1],
         torch.where(is_("spin"), -before.rate * seconds, before.phase),
     )
     moving = torch.where(is_("left", "right", "bounce"), torch.remainder(place_x, 1), place_x)
@@ -186,15 +197,22 @@ def _halting(plain: Scenes, frame: Tensor, pace: Tensor, swing: Tensor) -> Scene
     return replace(plain, phase=torch.where(pulses, now - way, plain.phase))
 
 
+def _upright(plain: Scenes, frame: Tensor) -> Scenes:
+    """The same scenes, so that what spins is upright at `frame` (B,)."""
+    spins = plain.motion == MOTIONS.index("spin")
+    return replace(plain, phase=torch.where(spins, -plain.rate * frame / scenes.FPS, plain.phase))
+
+
 def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator, world: World) -> SceneAttributes:
     """Another scene that training may show, which differs from this one in `kind` alone, where there is one.
 
     The second object stays, where it can.
     """
     if kind == "second":
-        (other,) = scenes.accompanied(
-            [replace(attributes, second=None)], rng, 0.5 if attributes.second else 1
-        )
+        other = attributes
+        while other.second == attributes.second:
+            alone = [replace(attributes, second=None)]
+            (other,) = scenes.accompanied(alone, rng, 0.5 if attributes.second else 1)
         return other
     names = ("background", "color", "shape", "motion")
 
@@ -224,17 +242,18 @@ def sample(
     count = len(attributes)
     weights = {kind: weight for kind, weight in PASTS.items() if kind != "second" or world.second}
     kinds = rng.choice(list(weights), count, p=np.array(list(weights.values())) / sum(weights.values()))
-    pulsing = np.array([a.motion == "pulse" for a in attributes])
-    kinds = np.where(pulsing & (rng.random(count) < HALTING_PULSES), "halting", kinds)
-    faint, gone, malformed, twisted, swollen, halting = (kinds == kind for kind in _SLIPS)
+    motions, any_case = np.array([a.motion for a in attributes]), rng.random(count)
+    kinds = np.where((motions == "pulse") & (any_case < HALTING_PULSES), "halting", kinds)
+    kinds = np.where((motions == "spin") & (any_case < ROUNDED_SPINS), "rounded", kinds)
+    faint, gone, malformed, rounded, twisted, swollen, halting = (kinds == kind for kind in _SLIPS)
     bent = malformed | twisted | swollen
-    slip = faint | bent | halting
+    slip = faint | bent | rounded | halting
     pasts = [
         a if kind in _SLIPS else _past(a, str(kind), rng, world)
         for a, kind in zip(attributes, kinds, strict=True)
     ]
     begin = begin.to(device, torch.float32)
-    in_place = np.array([a.motion in ("pulse", "spin") for a in attributes])
+    in_place = np.isin(motions, ("pulse", "spin"))
 
     def drawn(low: float, high: float, where: np.ndarray, otherwise: float) -> np.ndarray:
         return np.where(where, rng.uniform(low, high, count), otherwise)
@@ -247,6 +266,7 @@ def sample(
     swing = tensor(drawn(0, 0.9, halting, 1.0))
     before = scenes.sample_scenes(pasts, rng, device, begin)
     before = _mixed(torch.from_numpy(halting).to(device), _halting(before, begin, pace, swing), before)
+    before = _mixed(torch.from_numpy(rounded).to(device), _upright(before, begin), before)
     appears = np.array(
         [a.second is not None and past.second is None for past, a in zip(pasts, attributes, strict=True)]
     )
@@ -256,6 +276,7 @@ def sample(
     before, after = (_mixed(enters, entrance(before), scene) for scene in (before, after))
     wrong = np.where(malformed | swollen, rng.integers(np.where(swollen, 0, 1), len(SHAPES)), 0)
     deformed = (before.shape + torch.from_numpy(wrong).to(device)) % len(SHAPES)
+    deformed = torch.where(torch.from_numpy(rounded).to(device), SHAPES.index("circle"), deformed)
     periods = np.array([_PERIODS[name] for name in SHAPES])[before.shape.cpu().numpy()]
     return Turns(
         before=replace(before, shape=deformed),
@@ -263,10 +284,12 @@ def sample(
         begin=begin,
         length=tensor(drawn(4, 8, gone, 0.0) + drawn(4, 16, slip, 0.0) + drawn(10, 22, ~(gone | slip), 0.0)),
         visible=tensor(
-            np.minimum(np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent, 1.0)), ~gone),
+            np.minimum(np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent | rounded, 1.0)), ~gone),
         ),
         shape_share=tensor(drawn(0, 0.8, bent, 0.0)),
-        scale=tensor(np.where(swollen, rng.uniform(1.1, 2.4, count), drawn(0.65, 1.1, faint | bent, 1.0))),
+        scale=tensor(
+            np.where(swollen, rng.uniform(1.1, 2.4, count), drawn(0.65, 1.1, faint | bent | rounded, 1.0))
+        ),
         twist=tensor(drawn(0.2, 0.8, twisted | swollen, 0.0) * periods),
         pace=pace,
         swing=swing,
@@ -331,9 +354,8 @@ def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     start, end = (scenes.inks(scene.color) for scene in (turns.before, turns.after))
     ink = torch.lerp(start, end, done[:, None][pixel])  # (B, 3, T, 1, 1)
-    (first, first_cover), (last, last_cover) = (
-        scenes.scenery(scene, frames, size) for scene in (turns.before, turns.after)
-    )
+    first, first_cover = scenes.scenery(turns.before, turns.earlier(frames), size)
+    last, last_cover = scenes.scenery(turns.after, frames, size)
     paper = torch.lerp(first, last, done[:, None][pixel])
     second = torch.lerp(first_cover, last_cover, done[pixel])
     return (paper + (ink - paper) * alpha[:, None]) * 2 - 1, torch.maximum(alpha, second)

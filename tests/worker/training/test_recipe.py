@@ -103,6 +103,25 @@ def test_the_training_forward_equals_the_stock_forward(recipe: Recipe) -> None:
     assert torch.allclose(forward.velocity(model, x, sigmas, prompt), stock, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_and_their_gradients_equal_the_plain_ones(recipe: Recipe) -> None:
+    torch.manual_seed(0)
+    model = transformer.build(recipe.transformer, channels=8, text_width=16)
+    torch.nn.init.normal_(model.proj_out.weight)
+    compiled, prompt = forward.compiled_block(), torch.randn(2, 24, 16)
+    for frames in (4, 6):  # windows differ in length
+        x, sigmas = torch.randn(2, 8, frames, 4, 6), torch.rand(2, frames)
+        results = []
+        for run_block in (forward.block, compiled):
+            model.zero_grad()
+            velocity = forward.velocity(model, x, sigmas, prompt, run_block)
+            velocity.square().mean().backward()
+            results.append([velocity, *(p.grad for p in model.parameters() if p.grad is not None)])
+        plain, fused = results
+        assert len(plain) == len(fused) > 20
+        assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-3) for a, b in zip(plain, fused, strict=True))
+
+
 def test_training_the_autoencoder_raises_its_quality(recipe: Recipe, tmp_path: Path) -> None:
     settings = replace(
         recipe.vae_training, steps=60, checkpoint_steps=15, batch=2, crop=32, piece_latents=(2,)
@@ -509,7 +528,7 @@ def test_every_configuration_can_be_read(path: Path) -> None:
 
 
 def test_a_configuration_holds_what_differs_from_the_one_it_extends() -> None:
-    whole = Recipe.read(CONFIG.with_name("cpu-entrance.toml"))
+    whole = Recipe.read(CONFIG.with_name("cpu-corners.toml"))
     base = Recipe.read(CONFIG.parent / "ablations" / "progressive.toml")
     variant = Recipe.read(CONFIG.parent / "ablations" / "no-chunks.toml")
     assert base.transformer_training == replace(
