@@ -24,15 +24,14 @@ SCENE_CLASSES = (
 )
 """Classes of complexity that a report has a row for, shown or not."""
 
-_IN_PLACE = ("pulse", "spin")
-
 
 class EvaluationError(ValueError):
     """An evaluation that cannot be made as asked; one line for a person."""
 
 
-CHANGING = ("background", "color", "shape", "motion", "second")
-"""What a prompt may change half-way, one at a time; a second object appears, disappears or becomes another."""
+CHANGING = ("background", "color", "shape", "motion", "second", "fast")
+"""What a prompt may change half-way, one at a time; a second object appears, disappears or becomes another, and what is
+fast becomes slow, or the other way."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +54,19 @@ class Case:
 
 
 def _described(prompt: str, attributes: scenes.SceneAttributes) -> Case:
-    if attributes.second:
+    if attributes.fast:
+        scene_class = "fast motion"
+    elif attributes.second:
         scene_class = "several objects"
     elif attributes.background in LANDSCAPES:
         scene_class = "rich background"
     else:
-        scene_class = "one object in place" if attributes.motion in _IN_PLACE else "one object moving"
+        scene_class = "one object in place" if attributes.motion in scenes.IN_PLACE else "one object moving"
     return Case(prompt, scene_class, attributes)
 
 
 def world_of(spec: str) -> scenes.World:
-    """The scenes that a model has the words for; the plain ones where its words are not those of the scenes.
+    """The richest scenes that a model has the words for; the plain ones where its words are not those of the scenes.
 
     Raises EvaluationError where its tokenizer cannot be read.
     """
@@ -74,13 +75,14 @@ def world_of(spec: str) -> scenes.World:
         known = set(vocabulary_of(file)) if file.is_file() else set()
     except ConfigError as error:
         raise EvaluationError(str(error)) from error
-    return scenes.RICH if known.issuperset(vocabulary(scenes.RICH)) else scenes.PLAIN
+    spoken = [world for world in scenes.WORLDS.values() if known.issuperset(vocabulary(world))]
+    return spoken[-1] if spoken else scenes.PLAIN
 
 
-def held_out(count: int, seed: int, world: scenes.World = scenes.RICH) -> list[Case]:
+def held_out(count: int, seed: int, world: scenes.World = scenes.LIVELY) -> list[Case]:
     """`count` captions of combinations of a world that training never showed, motions in turn.
 
-    As many have a second object as in training.
+    As many have a second object or are fast as in training.
     """
     rng = np.random.default_rng(seed)
     pool = world.pool(held_out=True)
@@ -88,7 +90,7 @@ def held_out(count: int, seed: int, world: scenes.World = scenes.RICH) -> list[C
     by_motion = [[a for a in pool if a.motion == motion] for motion in scenes.MOTIONS]
     turns = [by_motion[i % len(by_motion)] for i in range(count)]
     chosen = [turn[i // len(by_motion) % len(turn)] for i, turn in enumerate(turns)]
-    chosen = scenes.accompanied(chosen, rng, world.second)
+    chosen = world.dressed(chosen, rng)
     return [_described(scenes.caption(a, rng), a) for a in chosen]
 
 
@@ -99,28 +101,35 @@ def _others(
     if changed == "second":
         alone = replace(before, second=None)
         among = [*([alone] if before.second else []), *scenes.accompanied([alone] * 2, rng, 1)]
+    elif changed == "fast":
+        among = [replace(before, fast=not before.fast)]
     else:
         among = [
-            replace(a, second=before.second)
+            replace(a, second=before.second, fast=before.fast)
             for a in scenes.all_attributes()
-            if world.knows(a) and scenes.fits(before.second, a)
+            if world.knows(a)
+            and scenes.fits(before.second, a)
+            and not (before.fast and a.motion in scenes.IN_PLACE)
         ]
     return [a for a in among if [n for n in CHANGING if getattr(a, n) != getattr(before, n)] == [changed]]
 
 
-def turning(count: int, seed: int, world: scenes.World = scenes.RICH) -> list[Case]:
+def turning(count: int, seed: int, world: scenes.World = scenes.LIVELY) -> list[Case]:
     """`count` held-out cases whose prompt changes half-way in one attribute, those of CHANGING in turns.
 
     Each turn has an order of its own, or some attributes would meet the same motions again and again. What it changes
-    to is any scene that may be rendered, held out or not.
+    to is any scene that may be rendered, held out or not. What stays in place gets another motion in place of a speed.
     """
     rng = np.random.default_rng((seed, 1))
-    found, changing = [], [name for name in CHANGING if name != "second" or world.second]
+    unknown = {name for name in ("second", "fast") if not getattr(world, name)}
+    found, changing = [], [name for name in CHANGING if name not in unknown]
     for number, case in enumerate(held_out(count, seed, world)):
         if number % len(changing) == 0:
             order = rng.permutation(changing).tolist()
         changed = order[number % len(changing)]
         assert case.attributes is not None
+        if changed == "fast" and case.attributes.motion in scenes.IN_PLACE:
+            changed = "motion"
         others = _others(case.attributes, changed, rng, world)
         after = others[int(rng.integers(len(others)))]
         found.append(replace(case, turn=Turn(scenes.caption(after, rng), after, changed)))

@@ -446,8 +446,11 @@ def summarise(videos: Sequence[Video]) -> dict[str, Any]:
 
 
 def _changed(after: Mapping[str, Any], name: str) -> bool:
-    """Whether an attribute is as asked after a change; where no second object is asked for, nothing may be left."""
-    seen = after[name]
+    """Whether an attribute is as asked after a change; where no second object is asked for, nothing may be left.
+
+    A motion is as asked if its speed is, too.
+    """
+    seen = after["motion" if name == "fast" else name]
     return bool(after["stray"] <= 1 - WHOLE if seen is None else seen)
 
 

@@ -31,11 +31,13 @@ PRESENT_CONTRAST = 0.2
 PRESENT_AREA = (0.01, 0.2)
 """Smallest and largest area of a shape, in frame areas; the scenes have 0.025 to 0.14."""
 MOVING = 0.10
-"""Speed of a shape that moves, widths per second; the scenes have 0.28 to 0.42."""
+"""Speed of a shape that moves, widths per second; the scenes have 0.28 to 0.42, and 0.58 to 0.72."""
+FAST = 0.5
+"""Speed from which a motion is fast, widths per second."""
 TURNING = 0.6
 """Speed of a shape that spins, radians per second; the scenes have 1.6 to 2.4."""
 BENDING = 0.6
-"""Change of heading of a shape that orbits, radians per second; the scenes have 1.0 to 1.9. A bounce is straight."""
+"""Change of heading of a shape that orbits, radians per second; the scenes have 0.9 to 3.3. A bounce is straight."""
 ROUND = 0.25
 """Largest relative deviation of the distance between an orbiting shape and the center; the scenes have none."""
 PULSING = 0.12
@@ -47,9 +49,9 @@ GROWING = (0.15, 0.85)
 SWELLING = 2.0
 """Largest ratio of the areas of a shape that does not pulse, from second to second; the scenes have 1."""
 JUMP = 0.06
-"""Displacement between two frames that no motion explains, widths; the scenes have at most 0.018."""
-FASTEST = 0.45
-"""How far a shape may go in a second in which it is not seen, widths; the scenes have at most 0.42."""
+"""Displacement between two frames that no motion explains, widths; the scenes have at most 0.03."""
+FASTEST = 0.75
+"""How far a shape may go in a second in which it is not seen, widths; the scenes have at most 0.72."""
 STRAY_CONTRAST = 0.3
 """Distance of a pixel from all mixtures of background and shape color from which it is of neither."""
 STRAY_BREADTH = 3 / 64
@@ -111,6 +113,7 @@ _BACKGROUND_PATTERNS = {
     "night": ("night", "moonlight", "moonlit"),
 }
 _NIGHTFALL = re.compile(r"\b(?:day(?:light)? \w+ (?:in)?to night|nightfall|night falls|night falling)\b")
+_FAST = re.compile(rf"\b(?:{'|'.join(scenes.FAST_WORDS)}|rapidly)\b")
 _SECOND = re.compile(
     r"\b(?:past|in front of|around|above|beside|near|next to) (?:(?:a|the) )?"
     rf"({'|'.join(scenes.COLORS)}) ({'|'.join(word for words in scenes.SHAPE_WORDS.values() for word in words)})\b"
@@ -130,12 +133,13 @@ class Verdict:
     stray: float  # share of frames that show something else, too
     still: float  # longest stretch in which the shape neither moves nor turns nor changes its size, seconds
     jumps: float  # share of steps from one sight of the shape to the next that no motion explains
-    jitter: float  # typical change of the step from frame to frame, widths; the scenes have at most 0.003
+    jitter: float  # typical change of the step from frame to frame, widths; the scenes have at most 0.005
     color_error: float | None  # mean distance to the color asked for, RGB 0..1; None if no shape is seen
     background_error: float
     seen_color: str | None
     seen_shape: str | None
     seen_motion: str | None
+    seen_speed: float  # widths per second
 
     @property
     def follows(self) -> bool:
@@ -194,10 +198,11 @@ def parse_prompt(text: str) -> SceneAttributes | None:
     motion = find(_MOTION_PATTERNS) or find({name: (name,) for name in ("left", "right")})
     if background is None or color is None or shape is None or motion is None:
         return None
+    fast = motion not in scenes.IN_PLACE and _FAST.search(plain) is not None
     if second is None:
-        return SceneAttributes(background, color, shape, motion)
+        return SceneAttributes(background, color, shape, motion, fast=fast)
     (kind,) = (name for name, words in scenes.SHAPE_WORDS.items() if second[2] in words)
-    return SceneAttributes(background, color, shape, motion, (second[1], kind))
+    return SceneAttributes(background, color, shape, motion, (second[1], kind), fast)
 
 
 def _wrapped(distance: Array) -> Array:
@@ -663,6 +668,14 @@ def classify_motion(track: Track, shape: str | None, fps: float) -> str | None:
     return "bounce" if slanted and between_walls and not _circles(track, vx, vy, fps, beside) else None
 
 
+def speed(track: Track, fps: float) -> float:
+    """Typical speed of the shape, widths per second; 0 of clips that are too short to tell."""
+    if len(track.x) <= LAG:
+        return 0.0
+    way = [_wrapped(place[LAG:] - place[:-LAG]) for place in (track.x, track.y)]
+    return float(np.median(np.hypot(*way))) / LAG * fps
+
+
 def standstill(track: Track, shape: str | None, fps: float) -> float:
     """The longest stretch, seconds, in which the shape is seen and stays as it is in the first frame of the stretch."""
     angle, symmetry = _orientation(track, shape)
@@ -720,7 +733,7 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
     shape = _majority(classify_shapes(track.features[seen]), scenes.SHAPES, 0.6)
     motion = classify_motion(track, shape, fps) if seen.mean() >= MOST else None
     dx, dy = _wrapped(np.diff(track.x)), _wrapped(np.diff(track.y))
-    still = standstill(track, shape, fps)
+    still, pace = standstill(track, shape, fps), speed(track, fps)
     changes = np.hypot(np.diff(dx), np.diff(dy))[seen[2:] & seen[1:-1] & seen[:-2]]
     wanted = np.array(scenes.COLORS[attributes.color])
     fits = bool(track.fits.mean() >= 0.9)
@@ -728,7 +741,7 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
         background=fits and (attributes.background != "nightfall" or _falls(track, fps)),
         color=color == attributes.color,
         shape=shape == attributes.shape,
-        motion=motion == attributes.motion and still <= STILL_SECONDS,
+        motion=motion == attributes.motion and still <= STILL_SECONDS and attributes.fast == (pace > FAST),
         second=_stands(track, attributes.second) if attributes.second else None,
         present=float(seen.mean()),
         stray=float((track.stray > STRAY_AREA).mean()),
@@ -740,4 +753,5 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
         seen_color=color,
         seen_shape=shape,
         seen_motion=motion,
+        seen_speed=pace,
     )

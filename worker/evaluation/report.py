@@ -474,8 +474,9 @@ def _classes(results: Results) -> str:
         "Failures are told by the oracle, which knows the scenes that the built-in model was trained on: one object "
         "that moves over a plain background or a landscape, perhaps past a second one, named in the words of its "
         f"prompts. Other prompts {_BLIND}: they have the figures that need no oracle. Identity drift takes more than "
-        "one segment. `second object`: share of segments in which it is as asked, of the videos that ask for one. A "
-        "scene with a second object counts among several objects, whatever is behind it."
+        "one segment. `second object`: share of segments in which it is as asked, of the videos that ask for one. "
+        "Fast motion counts as such, whatever else there is, and a scene with a second object among several objects, "
+        "whatever is behind it."
     )
     if missing := [name for name in SCENE_CLASSES if name not in shown]:
         parts.append(

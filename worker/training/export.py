@@ -29,6 +29,14 @@ EXAMPLE_PROMPTS: dict[scenes.WorldName, tuple[str, ...]] = {
         "a purple triangle bouncing over a meadow as day turns to night",
         "a red circle drifting to the right past a white cross on a teal background",
     ),
+    "lively": (
+        "a red ball bouncing past a green square over a meadow by day",
+        "a white triangle drifting to the left over a field at sunset",
+        "a cyan circle pulsing above a yellow square over a meadow at night",
+        "a yellow square orbiting the center on a navy background",
+        "a purple triangle bouncing fast over a meadow as day turns to night",
+        "a red circle moving right quickly past a white cross on a teal background",
+    ),
 }
 
 

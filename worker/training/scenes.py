@@ -37,6 +37,8 @@ COLORS: dict[str, tuple[float, float, float]] = {
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 MOTIONS: tuple[str, ...] = ("bounce", "orbit", "left", "right", "pulse", "spin")
+IN_PLACE: tuple[str, ...] = ("pulse", "spin")
+"""Motions that do not move the shape; the others may be fast."""
 
 EXCLUDED_PAIRS = frozenset({("blue", "navy"), ("red", "maroon"), ("cyan", "teal")})
 """(color, background) pairs that are never rendered: the shape would be hard to see."""
@@ -69,6 +71,7 @@ MOTION_WORDS = {
     "pulse": ("pulsing", "pulsing in place", "growing and shrinking"),
     "spin": ("spinning", "spinning in place", "rotating"),
 }
+FAST_WORDS = ("fast", "quickly")
 LAND_WORDS = ("meadow", "field")
 RELATIONS = {
     "bounce": ("past", "in front of"),
@@ -98,7 +101,10 @@ LAND_TEMPLATES = (
 )
 """Captions of scenes with a landscape."""
 
-_IN_PLACE = [MOTIONS.index("pulse"), MOTIONS.index("spin")]
+_IN_PLACE = [MOTIONS.index(motion) for motion in IN_PLACE]
+
+SPEED, FASTER = (0.28, 0.42), 0.30
+"""Speed of what moves, widths per second, and by how much it is higher of what is fast."""
 
 ORBIT = (0.22, 0.27)
 """Radius of an orbit around nothing, widths."""
@@ -128,6 +134,7 @@ class SceneAttributes:
     shape: str
     motion: str
     second: tuple[str, str] | None = None  # color and shape of a second object, which stands still
+    fast: bool = False
 
     def __post_init__(self) -> None:
         if self.background not in BACKDROPS or self.color not in COLORS:
@@ -136,9 +143,11 @@ class SceneAttributes:
             raise ValueError(f"unknown shape or motion: {self}")
         if self.second and (self.second[0] not in COLORS or self.second[1] not in SHAPES):
             raise ValueError(f"unknown second object: {self}")
+        if self.fast and self.motion in IN_PLACE:
+            raise ValueError(f"what stays in place is not fast: {self}")
 
-    def indices(self) -> tuple[int, int, int, int, int, int]:
-        """Positions of (background, color, shape, motion, color and shape of the second object, else -1)."""
+    def indices(self) -> tuple[int, int, int, int, int, int, int]:
+        """Positions of (background, color, shape, motion, color and shape of the second object, else -1, fast)."""
         color, shape = self.second or (None, None)
         return (
             BACKDROPS.index(self.background),
@@ -147,19 +156,21 @@ class SceneAttributes:
             MOTIONS.index(self.motion),
             -1 if color is None else list(COLORS).index(color),
             -1 if shape is None else SHAPES.index(shape),
+            int(self.fast),
         )
 
     @staticmethod
-    def from_indices(background: int, color: int, shape: int, motion: int, *second: int) -> SceneAttributes:
-        """The inverse of `indices`; without the last two there is no second object."""
+    def from_indices(background: int, color: int, shape: int, motion: int, *rest: int) -> SceneAttributes:
+        """The inverse of `indices`; what is left out at the end is not there."""
+        second_color, second_shape, fast = (*rest, *(-1, -1, 0)[len(rest) :])
         colors = list(COLORS)
-        there = len(second) == 2 and second[1] >= 0
         return SceneAttributes(
             BACKDROPS[background],
             colors[color],
             SHAPES[shape],
             MOTIONS[motion],
-            (colors[second[0]], SHAPES[second[1]]) if there else None,
+            (colors[second_color], SHAPES[second_shape]) if second_shape >= 0 else None,
+            bool(fast),
         )
 
 
@@ -179,7 +190,7 @@ def all_attributes() -> list[SceneAttributes]:
 def is_held_out(attributes: SceneAttributes) -> bool:
     """Whether a combination is kept for evaluation (about one in eight, by a hash of its names).
 
-    A second object does not count.
+    A second object does not count, nor does speed.
     """
     name = f"{attributes.background} {attributes.color} {attributes.shape} {attributes.motion}"
     return hashlib.sha256(name.encode()).digest()[0] < 32
@@ -216,18 +227,34 @@ def accompanied(
     return [replace(a, second=second(a)) if rng.random() < share else a for a in attributes]
 
 
+def hurried(
+    attributes: list[SceneAttributes], rng: np.random.Generator, share: float
+) -> list[SceneAttributes]:
+    """The same, this share of what moves fast."""
+    if not share:
+        return attributes
+    return [replace(a, fast=bool(rng.random() < share) and a.motion not in IN_PLACE) for a in attributes]
+
+
 @dataclass(frozen=True)
 class World:
     """Which scenes there are."""
 
     landscapes: bool  # beside the plain backgrounds
     second: float  # share of the scenes that have a second object
+    fast: float = 0.0  # share of what moves that is fast
 
     def knows(self, attributes: SceneAttributes) -> bool:
         """Whether there are such scenes."""
-        return (self.landscapes or attributes.background in BACKGROUNDS) and bool(
-            self.second or attributes.second is None
+        return (
+            (self.landscapes or attributes.background in BACKGROUNDS)
+            and bool(self.second or attributes.second is None)
+            and bool(self.fast or not attributes.fast)
         )
+
+    def dressed(self, attributes: list[SceneAttributes], rng: np.random.Generator) -> list[SceneAttributes]:
+        """The same combinations, with second objects and fast motion as often as this world has them."""
+        return hurried(accompanied(attributes, rng, self.second), rng, self.fast)
 
     def pool(self, *, held_out: bool = False) -> list[SceneAttributes]:
         """The combinations that training may show, or the others; without second objects."""
@@ -236,14 +263,15 @@ class World:
     def sample(
         self, count: int, rng: np.random.Generator, *, held_out: bool = False
     ) -> list[SceneAttributes]:
-        """`count` combinations, drawn evenly from the pool, with second objects."""
-        alone = sample_attributes(count, rng, self.pool(held_out=held_out))
-        return accompanied(alone, rng, self.second)
+        """`count` combinations, drawn evenly from the pool, with second objects and fast motion."""
+        return self.dressed(sample_attributes(count, rng, self.pool(held_out=held_out)), rng)
 
 
 PLAIN, RICH = World(landscapes=False, second=0.0), World(landscapes=True, second=0.35)
-WORLDS = {"plain": PLAIN, "rich": RICH}
-WorldName: TypeAlias = Literal["plain", "rich"]
+LIVELY = replace(RICH, fast=0.25)
+WORLDS = {"plain": PLAIN, "rich": RICH, "lively": LIVELY}
+"""Each has the words of those before it."""
+WorldName: TypeAlias = Literal["plain", "rich", "lively"]
 
 
 def caption(attributes: SceneAttributes, rng: np.random.Generator, filler: float = 0.0) -> str:
@@ -259,6 +287,8 @@ def caption(attributes: SceneAttributes, rng: np.random.Generator, filler: float
         "motion": pick(MOTION_WORDS[attributes.motion]),
         "second": "",
     }
+    if attributes.fast:
+        parts["motion"] += f" {pick(FAST_WORDS)}"
     if attributes.second:
         color, shape = attributes.second
         parts["second"] = f"{pick(RELATIONS[attributes.motion])} a {color} {pick(SHAPE_WORDS[shape])}"
@@ -280,7 +310,7 @@ class Scenes:
     shape: Tensor  # index into SHAPES
     motion: Tensor  # index into MOTIONS
     radius: Tensor  # widths
-    speed: Tensor  # widths per second
+    speed: Tensor  # widths per second, of what is not fast
     heading: (
         Tensor  # radians from the horizontal, for `bounce`: at 45 degrees its path would nearly be an orbit
     )
@@ -293,6 +323,7 @@ class Scenes:
     orbit: Tensor  # widths, radius of the orbit
     second_color: Tensor  # index into COLORS, -1 for none
     second_shape: Tensor  # index into SHAPES, -1 for none
+    fast: Tensor  # 1 for what is fast, else 0
     dusk: Tensor  # frame at which a `nightfall` begins
 
     def __len__(self) -> int:
@@ -300,7 +331,7 @@ class Scenes:
 
     def attributes(self) -> list[SceneAttributes]:
         """What the captions of the batch say."""
-        names = ("background", "color", "shape", "motion", "second_color", "second_shape")
+        names = ("background", "color", "shape", "motion", "second_color", "second_shape", "fast")
         rows = torch.stack([getattr(self, name) for name in names], 1).tolist()
         return [SceneAttributes.from_indices(*row) for row in rows]
 
@@ -348,7 +379,7 @@ def sample_scenes(
         shape=index[:, 2],
         motion=index[:, 3],
         radius=uniform(0.18, 0.21),
-        speed=uniform(0.28, 0.42),
+        speed=uniform(*SPEED),
         heading=torch.deg2rad(uniform(28, 38)),
         sign_x=sign(),
         sign_y=sign(),
@@ -359,6 +390,7 @@ def sample_scenes(
         orbit=uniform(*ORBIT),
         second_color=index[:, 4],
         second_shape=index[:, 5],
+        fast=index[:, 6],
         dusk=torch.zeros(count, device=device),
     )
     if any(a.background == "nightfall" for a in attributes):
@@ -410,6 +442,11 @@ def ring(scenes: Scenes) -> tuple[Tensor, Tensor]:
     )
 
 
+def speed(scenes: Scenes) -> Tensor:
+    """Speed of what moves, (B,), widths per second."""
+    return scenes.speed + FASTER * scenes.fast
+
+
 def track(scenes: Scenes, frames: Tensor) -> Track:
     """Closed-form motion at the given frame indices, (T,) for all scenes or (B, T); `Track` of (B, T)."""
     index = frames if frames.ndim == 2 else frames[None]
@@ -423,7 +460,7 @@ def track(scenes: Scenes, frames: Tensor) -> Track:
     radius0 = size.expand(-1, time.shape[1])
     margin = radius0 + 1 / 64
     free = 1 - 2 * margin
-    distance = column(scenes.speed) * time
+    distance = column(speed(scenes)) * time
     place_x, place_y, phase = column(scenes.place_x), column(scenes.place_y), column(scenes.phase)
     sign_x, rate = column(scenes.sign_x), column(scenes.rate)
     heading = column(scenes.heading)

@@ -34,6 +34,8 @@ def vocabulary(world: scenes.World) -> list[str]:
         spoken.append(scenes.LANDSCAPE_WORDS)
     if world.second:
         spoken.append(scenes.RELATIONS)
+    if world.fast:
+        phrases += scenes.FAST_WORDS
     phrases += [phrase for words in spoken for synonyms in words.values() for phrase in synonyms]
     return sorted({word for phrase in phrases for word in phrase.split() if word.isalpha()})
 

@@ -30,6 +30,7 @@ PASTS = {
     "color": 0.08,
     "shape": 0.14,
     "motion": 0.32,
+    "fast": 0.06,
     "everything": 0.04,
     "faint": 0.08,
     "gone": 0.08,
@@ -112,7 +113,7 @@ def _mixed(choose: Tensor, one: Scenes, other: Scenes) -> Scenes:
 def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) -> Scenes:
     """Scenes with these attributes that go on from where `before` is at `frame` (B,)."""
     indices = torch.tensor([a.indices() for a in attributes], device=before.radius.device)
-    background, color, shape, motion, second_color, second_shape = indices.unbind(1)
+    background, color, shape, motion, second_color, second_shape, fast = indices.unbind(1)
     nightfall = BACKDROPS.index("nightfall")
     falls_on = (background == nightfall) & (before.background == nightfall)
     same = replace(
@@ -122,6 +123,7 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
         shape=shape,
         second_color=second_color,
         second_shape=second_shape,
+        fast=fast,
         dusk=torch.where(falls_on, before.dusk, frame),
     )
     here, next_ = (
@@ -131,7 +133,7 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
     seconds = frame / scenes.FPS
     margin = before.radius + 1 / 64
     free = 1 - 2 * margin
-    way = before.speed * seconds  # widths
+    way = scenes.speed(same) * seconds  # widths
     along_x, along_y = next_.x - here.x, next_.y - here.y
 
     def direction(value: Tensor, otherwise: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
         place_x=moving,
         place_y=torch.where(is_("bounce"), torch.remainder(place_y, 1), place_y),
     )
-    return _mixed(motion == before.motion, same, other)
+    return _mixed((motion == before.motion) & (fast == before.fast), same, other)
 
 
 def entrance(plain: Scenes) -> Scenes:
@@ -206,8 +208,12 @@ def _upright(plain: Scenes, frame: Tensor) -> Scenes:
 def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator, world: World) -> SceneAttributes:
     """Another scene that training may show, which differs from this one in `kind` alone, where there is one.
 
-    The second object stays, where it can.
+    The second object and the speed stay, where they can.
     """
+    if kind == "fast":
+        if attributes.motion not in scenes.IN_PLACE:
+            return replace(attributes, fast=not attributes.fast)
+        kind = "motion"
     if kind == "second":
         other = attributes
         while other.second == attributes.second:
@@ -226,9 +232,13 @@ def _past(attributes: SceneAttributes, kind: str, rng: np.random.Generator, worl
         pool = confused
     other = pool[int(rng.integers(len(pool)))]
     if kind == "everything":
-        (other,) = scenes.accompanied([other], rng, world.second)
+        (other,) = world.dressed([other], rng)
         return other
-    return replace(other, second=attributes.second) if scenes.fits(attributes.second, other) else other
+    return replace(
+        other,
+        second=attributes.second if scenes.fits(attributes.second, other) else None,
+        fast=attributes.fast and other.motion not in scenes.IN_PLACE,
+    )
 
 
 def sample(
@@ -236,11 +246,12 @@ def sample(
     begin: Tensor,
     rng: np.random.Generator,
     device: torch.device | str = "cpu",
-    world: World = scenes.RICH,
+    world: World = scenes.LIVELY,
 ) -> Turns:
     """Scenes of a world that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
     count = len(attributes)
-    weights = {kind: weight for kind, weight in PASTS.items() if kind != "second" or world.second}
+    unknown = {name for name in ("second", "fast") if not getattr(world, name)}
+    weights = {kind: weight for kind, weight in PASTS.items() if kind not in unknown}
     kinds = rng.choice(list(weights), count, p=np.array(list(weights.values())) / sum(weights.values()))
     motions, any_case = np.array([a.motion for a in attributes]), rng.random(count)
     kinds = np.where((motions == "pulse") & (any_case < HALTING_PULSES), "halting", kinds)
@@ -253,7 +264,7 @@ def sample(
         for a, kind in zip(attributes, kinds, strict=True)
     ]
     begin = begin.to(device, torch.float32)
-    in_place = np.isin(motions, ("pulse", "spin"))
+    in_place = np.isin(motions, scenes.IN_PLACE)
 
     def drawn(low: float, high: float, where: np.ndarray, otherwise: float) -> np.ndarray:
         return np.where(where, rng.uniform(low, high, count), otherwise)

@@ -48,7 +48,8 @@ def through_h264(frames: NDArray[np.uint8], crf: int = 20) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("seed", range(2))
 def test_true_videos_pass_also_after_h264(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    for attributes in scenes.sample_attributes(14, rng, scenes.all_attributes()):
+    pool = scenes.sample_attributes(14, rng, scenes.all_attributes())
+    for attributes in scenes.hurried(pool, rng, 0.5):
         frames = video(attributes, seed)
         for shown in (frames, through_h264(frames)):
             verdict = oracle.judge(shown, attributes)
@@ -195,6 +196,23 @@ def test_each_wrong_attribute_is_named() -> None:
 def test_the_other_direction_is_another_motion() -> None:
     left = SceneAttributes("black", "white", "cross", "left")
     assert not oracle.judge(video(left)[::-1], left).motion
+
+
+@pytest.mark.parametrize("motion", [m for m in scenes.MOTIONS if m not in scenes.IN_PLACE])
+def test_a_wrong_speed_is_seen(motion: str) -> None:
+    for seed, second in enumerate((None, ("green", "square"))):
+        slow = SceneAttributes("gray", "yellow", "cross", motion, second)
+        fast = replace(slow, fast=True)
+        for shown, other in ((slow, fast), (fast, slow)):
+            frames = video(shown, seed)
+            right, wrong = oracle.judge(frames, shown), oracle.judge(frames, other)
+            assert right.follows, right
+            assert (wrong.seen_motion, wrong.motion, wrong.shape, wrong.background) == (
+                motion,
+                False,
+                True,
+                True,
+            )
 
 
 def test_a_jump_is_seen() -> None:
@@ -405,7 +423,8 @@ def test_frames_of_another_type_are_refused() -> None:
 def test_every_caption_can_be_parsed() -> None:
     rng = np.random.default_rng(0)
     for attributes in scenes.all_attributes():
-        for one in (attributes, *scenes.accompanied([attributes], rng, 1)):
+        lively = replace(scenes.LIVELY, second=1.0, fast=0.5)
+        for one in (attributes, *lively.dressed([attributes], rng)):
             for filler in (0.0, 1.0):
                 caption = scenes.caption(one, rng, filler)
                 assert oracle.parse_prompt(caption) == one, caption
@@ -414,6 +433,12 @@ def test_every_caption_can_be_parsed() -> None:
 def test_prompts_in_other_words_can_be_parsed() -> None:
     assert oracle.parse_prompt("A RED ball, bouncing on black!") == SceneAttributes(
         "black", "red", "circle", "bounce"
+    )
+    assert oracle.parse_prompt("a red ball rapidly bouncing on black") == SceneAttributes(
+        "black", "red", "circle", "bounce", fast=True
+    )
+    assert oracle.parse_prompt("a red box spinning fast on black") == SceneAttributes(
+        "black", "red", "square", "spin"
     )
     assert oracle.parse_prompt("On teal: a white plus sign that rotates.") == SceneAttributes(
         "teal", "white", "cross", "spin"

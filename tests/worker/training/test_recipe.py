@@ -361,7 +361,7 @@ def older(recipe: Recipe, out: Path, tmp_path: Path) -> Path:
     """An exported folder whose vocabulary lacks words of today and has one that went out of use."""
     folder = tmp_path / "older"
     shutil.copytree(out / "model", folder)
-    kept = [word for word in text.vocabulary(scenes.RICH) if word not in ("meadow", "sunset", "past")]
+    kept = [word for word in text.vocabulary(scenes.LIVELY) if word not in ("meadow", "sunset", "past")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "vocabulary", lambda _: ["aardvark", *kept])
         words = text.tokenizer(recipe.text)
@@ -594,8 +594,8 @@ def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
         ("vae", ("turning_latents = 16", "turning_latents = 11"), "turning videos 9"),
         ("vae", ("chunks_in_flight = 4", "chunks_in_flight = 1"), "[windows]: shrinking"),
         ("vae", ("turning = 0.1", 'emphasis = ["cros"]'), "[windows]: emphasis"),
-        ("vae", ('world = "rich"', 'world = "plain"'), "are of different worlds"),
-        ("vae", ('world = "rich"', 'world = "flat"'), "[vae_training] world"),
+        ("vae", ('world = "lively"', 'world = "plain"'), "are of different worlds"),
+        ("vae", ('world = "lively"', 'world = "flat"'), "[vae_training] world"),
         ("vae", None, "wrong.toml"),
         ("vae", ("[machine]", 'extends = "wrong.toml"\n[machine]'), "extends itself"),
         ("vae", ("[machine]", 'device = "cpu"\n[machine]'), "device is outside"),

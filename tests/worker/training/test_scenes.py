@@ -56,6 +56,37 @@ def test_a_drifting_shape_leaves_on_one_side_and_enters_on_the_other() -> None:
 
 
 @pytest.mark.parametrize("motion", ["bounce", "orbit", "left", "right"])
+def test_what_is_fast_is_faster_than_anything_that_is_not(motion: str) -> None:
+    slow = one(motion)
+    fast = scenes.sample_scenes([replace(a, fast=True) for a in slow.attributes()], np.random.default_rng(0))
+    assert all(a.fast for a in fast.attributes())
+    ways = []
+    for batch in (slow, fast):
+        where = scenes.track(batch, torch.arange(2))
+        ways.append(torch.hypot(scenes.shortest(where.x.diff()), where.y.diff()) * scenes.FPS)
+    assert ways[0].max() <= 0.43
+    assert ways[1].max() <= 0.73
+    assert scenes.speed(fast).min() > 0.57
+
+
+@pytest.mark.parametrize("motion", ["pulse", "spin"])
+def test_what_stays_in_place_is_never_fast(motion: str) -> None:
+    with pytest.raises(ValueError, match="not fast"):
+        SceneAttributes("black", "red", "square", motion, fast=True)
+    every = [a for a in scenes.all_attributes() if a.motion == motion]
+    assert not any(a.fast for a in scenes.hurried(every, np.random.default_rng(0), 1.0))
+
+
+def test_a_share_of_what_moves_is_fast_in_the_lively_world_alone() -> None:
+    for world, share in ((scenes.PLAIN, 0), (scenes.RICH, 0), (scenes.LIVELY, 0.25)):
+        moving = [
+            a.fast for a in world.sample(3000, np.random.default_rng(0)) if a.motion not in scenes.IN_PLACE
+        ]
+        assert np.mean(moving) == pytest.approx(share, abs=0.03 if share else 0)
+    assert not scenes.RICH.knows(SceneAttributes("black", "red", "square", "left", fast=True))
+
+
+@pytest.mark.parametrize("motion", ["bounce", "orbit", "left", "right"])
 def test_speeds_are_those_of_the_scene(motion: str) -> None:
     batch = one(motion)
     where = scenes.track(batch, torch.arange(0, 400))
@@ -268,7 +299,8 @@ def test_a_share_of_the_scenes_has_a_second_object_that_can_be_seen() -> None:
 
 def test_attributes_are_those_of_their_indices() -> None:
     every = scenes.all_attributes()
-    for attributes in (every, scenes.accompanied(every, np.random.default_rng(0), 1.0)):
+    lively = replace(scenes.LIVELY, second=1.0, fast=1.0).dressed(every, np.random.default_rng(0))
+    for attributes in (every, lively):
         assert [SceneAttributes.from_indices(*a.indices()) for a in attributes] == attributes
         assert scenes.sample_scenes(attributes, np.random.default_rng(0)).attributes() == attributes
     assert [SceneAttributes.from_indices(*a.indices()[:4]) for a in every] == every
@@ -276,7 +308,7 @@ def test_attributes_are_those_of_their_indices() -> None:
 
 def test_a_caption_says_all_of_its_scene() -> None:
     rng = np.random.default_rng(0)
-    for attributes in scenes.accompanied(scenes.all_attributes(), rng, 0.5):
+    for attributes in replace(scenes.LIVELY, second=0.5).dressed(scenes.all_attributes(), rng):
         told = f" {scenes.caption(attributes, rng)} "
         parts = [(attributes.color,), scenes.SHAPE_WORDS[attributes.shape]]
         parts += [
@@ -285,6 +317,7 @@ def test_a_caption_says_all_of_its_scene() -> None:
         ]
         if attributes.background in LANDSCAPES:
             parts.append(scenes.LAND_WORDS)
+        assert attributes.fast == any(f" {word} " in told for word in scenes.FAST_WORDS)
         if attributes.second:
             color, shape = attributes.second
             behind = [

@@ -8,7 +8,7 @@ import torch
 
 from worker.training import scenes, text
 
-MODEL = text.TextModel(prompt_tokens=24, width=16, layers=1, heads=2, world="rich")
+MODEL = text.TextModel(prompt_tokens=24, width=16, layers=1, heads=2, world="lively")
 
 
 def test_capitals_and_punctuation_do_not_matter() -> None:
@@ -26,7 +26,7 @@ def test_every_word_of_every_caption_is_known() -> None:
         assert len(ids) <= MODEL.prompt_tokens
 
 
-def test_every_caption_of_a_rich_scene_fits_into_32_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_caption_of_a_lively_scene_fits_into_32_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     words, uncut = (text.tokenizer(replace(MODEL, prompt_tokens=tokens)) for tokens in (32, 100))
     rng = np.random.default_rng(0)
 
@@ -38,7 +38,9 @@ def test_every_caption_of_a_rich_scene_fits_into_32_tokens(monkeypatch: pytest.M
         assert torch.equal(ids[mask == 1], whole[whole_mask == 1]), told
         return int(mask.sum())
 
-    lengths = [length(a) for a in scenes.accompanied(scenes.all_attributes(), rng, 1.0)]
+    lengths = [
+        length(a) for a in replace(scenes.LIVELY, second=1.0, fast=1.0).dressed(scenes.all_attributes(), rng)
+    ]
     for table in ("BACKGROUND_WORDS", "SHAPE_WORDS", "MOTION_WORDS", "RELATIONS"):
         longest = {
             name: (max(phrases, key=lambda phrase: len(phrase.split())),)
@@ -93,9 +95,9 @@ def test_the_embedding_is_zero_past_the_prompt_and_blind_to_padding() -> None:
     )
 
 
-def test_a_plain_vocabulary_has_the_words_of_plain_captions_alone() -> None:
-    plain, rich = (set(text.vocabulary(world)) for world in (scenes.PLAIN, scenes.RICH))
-    assert plain < rich
+def test_a_vocabulary_has_the_words_of_the_captions_of_its_world_alone() -> None:
+    plain, rich, lively = (set(text.vocabulary(world)) for world in scenes.WORLDS.values())
+    assert plain < rich < lively
     rng = np.random.default_rng(0)
     spoken = {
         word
@@ -105,3 +107,4 @@ def test_a_plain_vocabulary_has_the_words_of_plain_captions_alone() -> None:
     }
     assert spoken == plain
     assert {"meadow", "night", "past"} <= rich - plain
+    assert lively - rich == {"fast", "quickly"}

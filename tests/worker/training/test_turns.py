@@ -41,8 +41,10 @@ def one(
     shape: str = "square",
     background: str = "black",
     second: tuple[str, str] | None = None,
+    *,
+    fast: bool = False,
 ) -> SceneAttributes:
-    return SceneAttributes(background, color, shape, motion, second)
+    return SceneAttributes(background, color, shape, motion, second, fast)
 
 
 def drawn(kind: str, asked: list[SceneAttributes], seed: int = 0) -> turns.Turns:
@@ -56,9 +58,9 @@ def drawn(kind: str, asked: list[SceneAttributes], seed: int = 0) -> turns.Turns
 
 
 def rich(count: int, seed: int, share: float = 0.35) -> list[SceneAttributes]:
-    """Scenes that training may show, this share of them with a second object."""
+    """Scenes that training may show, this share of them with a second object, some of them fast."""
     rng = np.random.default_rng(seed)
-    return scenes.accompanied(scenes.sample_attributes(count, rng), rng, share)
+    return replace(scenes.LIVELY, second=share).sample(count, rng)
 
 
 def test_a_scene_is_the_one_before_its_turn_and_the_other_behind_it() -> None:
@@ -79,6 +81,33 @@ def test_an_object_whose_motion_changes_goes_on_from_where_it_is(before: str, af
         across = np.remainder(np.diff(track.x) + 0.5, 1) - 0.5
         assert track.present.all()
         assert np.hypot(across, np.diff(track.y)).max() < oracle.JUMP
+
+
+@pytest.mark.parametrize("motion", [m for m in scenes.MOTIONS if m not in scenes.IN_PLACE])
+@pytest.mark.parametrize("fast", [True, False])
+def test_what_becomes_fast_or_slow_goes_on_from_where_it_is(motion: str, *, fast: bool) -> None:
+    before, after = one(motion, fast=not fast), one(motion, fast=fast)
+    batch = turning([before] * 8, [after] * 8)
+    slow, quick = (
+        scenes.speed(scene) for scene in sorted((batch.before, batch.after), key=lambda s: int(s.fast[0]))
+    )
+    assert torch.allclose(quick - slow, torch.full((8,), scenes.FASTER))
+    one_, other = batch.tracks(torch.tensor([BEGIN]))
+    assert torch.allclose(scenes.shortest(one_.x - other.x), torch.zeros(8, 1), atol=2e-3)
+    assert torch.allclose(one_.y, other.y, atol=2e-3)
+    then, later = (track.x for track in (one_, batch.tracks(torch.tensor([BEGIN + 1]))[1]))
+    moved, would_have = (
+        scenes.shortest(later - then),
+        scenes.shortest(batch.tracks(torch.tensor([BEGIN + 1]))[0].x - then),
+    )
+    turned_back = moved.sign() != would_have.sign()
+    assert turned_back.float().mean() < 0.3  # at a wall
+    pixels, _ = turns.render(batch, torch.arange(904, 1112), 64)
+    for clip in pixels:
+        frames = oracle.to_uint8(clip[None])
+        assert oracle.judge(frames[:96], before).follows
+        assert not oracle.judge(frames[:96], after).motion
+        assert oracle.judge(frames[112:], after).follows
 
 
 @pytest.mark.parametrize(("before", "after"), list(permutations(scenes.MOTIONS, 2)))
@@ -290,6 +319,15 @@ def test_a_past_that_differs_in_the_second_object_differs_in_nothing_else() -> N
     assert not any(past == second for past, second in there)
 
 
+def test_a_past_that_differs_in_its_speed_differs_in_nothing_else_where_it_can() -> None:
+    asked = rich(300, seed=5)
+    for past, a in zip(drawn("fast", asked).before.attributes(), asked, strict=True):
+        if a.motion in scenes.IN_PLACE:
+            assert past.motion != a.motion
+        else:
+            assert past == replace(a, fast=not a.fast)
+
+
 @pytest.mark.parametrize("kind", ["background", "color", "shape", "motion"])
 def test_a_past_keeps_the_second_object_where_it_fits(kind: str) -> None:
     asked = rich(60, seed=3, share=1.0)
@@ -298,6 +336,7 @@ def test_a_past_keeps_the_second_object_where_it_fits(kind: str) -> None:
     for past, a in zip(pasts, asked, strict=True):
         fits = scenes.fits(a.second, replace(past, second=None))
         assert past.second == (a.second if fits else None)
+        assert past.fast == (a.fast and past.motion not in scenes.IN_PLACE)
         assert getattr(past, kind) != getattr(a, kind)
         kept += fits
     assert kept > 45
