@@ -47,7 +47,7 @@ def test_every_caption_of_a_lively_scene_fits_into_32_tokens(monkeypatch: pytest
             for name, phrases in getattr(scenes, table).items()
         }
         monkeypatch.setattr(scenes, table, longest)
-    at_worst = scenes.SceneAttributes("nightfall", "red", "cross", "left", ("green", "cross"))
+    at_worst = scenes.SceneAttributes("nightfall", "red", "cross", "left", ("green", "cross"), True)
     assert max(lengths) < max(length(at_worst) for _ in range(200)) <= 32
 
 
