@@ -122,8 +122,9 @@ def read(
     """Makes `vae.pt` and `transformer.pt` in `checkpoints` from a folder that `write` wrote, to train on from there.
 
     They hold the averaged weights and no state of an optimizer; the steps count from 0 again. The new model may have
-    larger patches of pixels (`vae.at_patch_size`) and another vocabulary (`text.with_vocabulary`). Raises
-    `run.ConfigError` when the folder's weights are not of these shapes or checkpoints are there, and `ModelLoadError`.
+    larger patches of pixels (`vae.at_patch_size`), more layers (`transformer.at_layers`) and another vocabulary
+    (`text.with_vocabulary`). Raises `run.ConfigError` when the folder's weights are not of these shapes or checkpoints
+    are there, and `ModelLoadError`.
     """
     name, single = str(folder), torch.float32
     autoencoder = load_component(name, stock.autoencoder, name, "vae", torch_dtype=single)
@@ -138,17 +139,18 @@ def read(
         }
     )
     text.with_vocabulary(encoder, words, text.tokenizer(text_model).get_vocab())
-    both = torch.nn.ModuleDict({"transformer": network, "text_encoder": encoder})
+    grown = transformer.at_layers(network.state_dict(), transformer_model.layers)
+    weights = {f"transformer.{name}": weight for name, weight in grown.items()}
+    weights |= {f"text_encoder.{name}": weight for name, weight in encoder.state_dict().items()}
     patch = autoencoder.config.patch_size or 1
     run.load_weights(vae.build(replace(vae_model, patch_size=patch)), autoencoder.state_dict(), folder)
     pixels = vae.at_patch_size(autoencoder.state_dict(), patch, vae_model.patch_size)
-    run.load_weights(fresh, both.state_dict(), folder)
+    run.load_weights(fresh, weights, folder)
     for name in ("vae", "transformer", "decoder"):
         if (checkpoints / f"{name}.pt").exists():
             raise run.ConfigError(f"{checkpoints / name}.pt exists already: it is what training goes on from")
     start = {"step": 0, "seconds": 0.0}
     run.save_checkpoint(checkpoints / "vae.pt", start | {"model": pixels, "average": pixels})
-    weights = both.state_dict()
     run.save_checkpoint(
         checkpoints / "transformer.pt",
         start

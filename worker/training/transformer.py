@@ -67,6 +67,28 @@ def build(model: TransformerModel, channels: int, text_width: int) -> stock.Tran
     return transformer
 
 
+def at_layers(weights: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Weights of a transformer with more layers that does the same: each new one repeats the one before it, but adds
+    nothing to what goes through it yet. Raises `run.ConfigError` for fewer layers.
+    """
+    blocks = [name for name in weights if name.startswith("blocks.")]
+    had = 1 + max(int(name.split(".")[1]) for name in blocks)
+    if layers < had:
+        raise run.ConfigError(f"[transformer] layers {layers} are fewer than the {had} of the weights")
+    grown = {name: weight for name, weight in weights.items() if name not in blocks}
+    sources = [number * had // layers for number in range(layers)]
+    for number, source in enumerate(sources):
+        repeats = number > 0 and sources[number - 1] == source
+        for name in blocks:
+            _, of, rest = name.split(".", 2)
+            if int(of) == source:
+                silent = repeats and rest.startswith(("attn1.to_out.", "attn2.to_out.", "ffn.net.2."))
+                grown[f"blocks.{number}.{rest}"] = (
+                    torch.zeros_like(weights[name]) if silent else weights[name].clone()
+                )
+    return grown
+
+
 def velocity_loss(predicted: Tensor, target: Tensor, window: windows.Window, near_weight: float) -> Tensor:
     """Mean squared error of the velocity over active latents; those near the shape weigh 1 + `near_weight`."""
     active = (window.sigmas > 0)[:, None, :, None, None]

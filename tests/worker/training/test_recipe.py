@@ -427,6 +427,35 @@ def test_an_import_with_another_vocabulary_keeps_the_words_of_both(
     assert all(torch.equal(network.state_dict()[name], weight) for name, weight in untouched.items())
 
 
+def test_an_import_with_more_layers_does_the_same_until_it_is_trained(
+    recipe: Recipe, out: Path, tmp_path: Path
+) -> None:
+    larger = replace(recipe.transformer, layers=2 * recipe.transformer.layers + 1)
+    export.read(recipe.vae, recipe.text, larger, folder=out / "model", checkpoints=tmp_path)
+    grown, *_ = transformer.load(larger, recipe.text, tmp_path / "transformer.pt", CPU)
+    assert len(grown.blocks) == larger.layers
+    network = SkyReelsV2Transformer3DModel.from_pretrained(out / "model" / "transformer").eval()
+    torch.manual_seed(0)
+    x, sigmas, prompt = torch.randn(2, 8, 4, 4, 6), torch.rand(2, 4), torch.randn(2, 24, recipe.text.width)
+    with torch.no_grad():
+        before, after = (forward.velocity(one, x, sigmas, prompt) for one in (network, grown))
+    assert before.abs().max() > 0.01
+    assert torch.allclose(before, after, atol=1e-6)
+    grown.requires_grad_(True)
+    forward.velocity(grown, x, sigmas, prompt).square().mean().backward()
+    for layer in grown.blocks:  # none is cut off from learning
+        assert min(part.weight.grad.abs().max() for part in (layer.attn1.to_out[0], layer.ffn.net[2])) > 0
+
+
+def test_fewer_layers_than_those_of_a_folder_are_refused_in_one_line(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "fewer.toml"
+    config.write_text(CONFIG.read_text().replace("layers = 2", "layers = 1"))
+    told = refused(capsys, "import", "--config", config, "--out", tmp_path / "new", "--model", out / "model")
+    assert "layers 1 are fewer than the 2" in told
+
+
 @pytest.mark.parametrize("pixels", [1, 3])
 def test_patches_that_are_no_multiple_of_those_of_a_folder_are_refused_in_one_line(
     recipe: Recipe, older: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pixels: int
