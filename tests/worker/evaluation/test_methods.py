@@ -123,12 +123,13 @@ def test_shares_of_training_windows_are_those_of_the_recipe(tiny_folder: Path) -
     shares = training_shares("builtin")
     assert shares is not None
     assert set(shares) == set(SAMPLED)
-    windows = Recipe.read(RECIPE).windows
-    assert shares["replacement-with-noise"] == windows.single == 0.03
-    assert shares["no-chunks"] == windows.single_latents == 0.02
-    assert shares["replacement-without-noise"] == pytest.approx(0.03 + 0.15 * 0.30)
+    total = sum(Recipe.read(RECIPE).windows.kinds().values())
+    assert total == pytest.approx(1.02)
+    assert shares["replacement-with-noise"] == pytest.approx(0.03 / total, abs=1e-4)
+    assert shares["no-chunks"] == pytest.approx(0.02 / total, abs=1e-4)
+    assert shares["replacement-without-noise"] == pytest.approx((0.03 + 0.15 * 0.28) / total, abs=1e-4)
     assert shares["replacement-without-noise"] == shares["stock-sync"]
-    assert shares["progressive"] == pytest.approx(0.20 + 0.85 * 0.30)
+    assert shares["progressive"] == pytest.approx((0.20 + 0.85 * 0.28) / total, abs=1e-4)
     assert shares["graded"] == shares["fifo-like"] == shares["stock-async"] == 0
     assert training_shares(str(tiny_folder)) is None
 
@@ -146,7 +147,7 @@ def test_rendered_scenes_are_what_their_prompt_says() -> None:
 def test_reconstructed_scenes_still_are() -> None:
     model = load_model("builtin")
     frames: list[VideoFrames] = []
-    wanted = Wanted(cases.held_out(3, 0)[2], 25, 0, model.sampler)
+    wanted = Wanted(cases.held_out(3, 0, cases.world_of("builtin"))[2], 25, 0, model.sampler)
     reconstruct(model, wanted, frames.append)
     video = np.concatenate(frames)
     assert len(video) == 97
