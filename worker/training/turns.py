@@ -131,6 +131,7 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
         for at in (frame, frame + 1)
     )
     seconds = frame / scenes.FPS
+    orbit = scenes.ring(replace(same, motion=motion))[1]
     margin = before.radius + 1 / 64
     free = 1 - 2 * margin
     way = scenes.speed(same) * seconds  # widths
@@ -152,7 +153,7 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
     place_y = torch.where(is_("bounce"), bounced_y, inner_y / free)
     phase = torch.where(
         is_("orbit"),
-        torch.atan2(here.y - 0.5, here.x - 0.5) - way / scenes.ring(replace(same, motion=motion))[1],
+        torch.atan2(here.y - 0.5, here.x - 0.5) - way / orbit,
         torch.where(is_("spin"), -before.rate * seconds, before.phase),
     )
     moving = torch.where(is_("left", "right", "bounce"), torch.remainder(place_x, 1), place_x)
@@ -165,7 +166,8 @@ def continued(before: Scenes, attributes: list[SceneAttributes], frame: Tensor) 
         place_x=moving,
         place_y=torch.where(is_("bounce"), torch.remainder(place_y, 1), place_y),
     )
-    return _mixed((motion == before.motion) & (fast == before.fast), same, other)
+    as_before = (motion == before.motion) & (fast == before.fast) & (orbit == scenes.ring(before)[1])
+    return _mixed(as_before, same, other)
 
 
 def entrance(plain: Scenes) -> Scenes:

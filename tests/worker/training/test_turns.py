@@ -110,6 +110,18 @@ def test_what_becomes_fast_or_slow_goes_on_from_where_it_is(motion: str, *, fast
         assert oracle.judge(frames[112:], after).follows
 
 
+@pytest.mark.parametrize(("before", "after"), list(permutations([None, ("green", "circle")], 2)))
+def test_what_orbits_goes_on_from_where_it_is_when_a_second_object_comes_or_goes(
+    before: tuple[str, str] | None, after: tuple[str, str] | None
+) -> None:
+    batch = turning([one("orbit", second=before)] * 8, [one("orbit", second=after)] * 8)
+    was, goes_on = batch.tracks(torch.tensor([BEGIN]))
+    now, then = (torch.atan2(track.y - 0.5, track.x - 0.5) for track in (was, goes_on))
+    assert torch.allclose(torch.cos(now - then), torch.ones(8, 1), atol=1e-5)
+    where = torch.hypot(was.x - goes_on.x, was.y - goes_on.y)
+    assert where.max() < 0.1  # widths: from one orbit to the other
+
+
 @pytest.mark.parametrize(("before", "after"), list(permutations(scenes.MOTIONS, 2)))
 def test_frames_rendered_a_few_at_a_time_are_those_rendered_at_once(before: str, after: str) -> None:
     batch = turning([one(before)] * 6, [one(after)] * 6)
