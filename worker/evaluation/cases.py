@@ -121,8 +121,7 @@ def turning(count: int, seed: int, world: scenes.World = scenes.LIVELY) -> list[
     to is any scene that may be rendered, held out or not. What stays in place gets another motion in place of a speed.
     """
     rng = np.random.default_rng((seed, 1))
-    unknown = {name for name in ("second", "fast") if not getattr(world, name)}
-    found, changing = [], [name for name in CHANGING if name not in unknown]
+    found, changing = [], [name for name in CHANGING if name not in world.lacking]
     for number, case in enumerate(held_out(count, seed, world)):
         if number % len(changing) == 0:
             order = rng.permutation(changing).tolist()

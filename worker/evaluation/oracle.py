@@ -92,7 +92,7 @@ NIGHT = 0.9
 NIGHT_BACK = 0.08
 """How far a share of night may go back."""
 NIGHT_PACE = 0.45
-"""How fast night must fall, as a fraction of the scenes' pace; it begins up to a second after a clip."""
+"""How fast night must fall, as a fraction of the scenes' pace."""
 RIM = 3 / 64
 """What lies this far from the shape, widths, is not said to be free of it."""
 UNCOVERED = 0.25
@@ -133,7 +133,7 @@ class Verdict:
     stray: float  # share of frames that show something else, too
     still: float  # longest stretch in which the shape neither moves nor turns nor changes its size, seconds
     jumps: float  # share of steps from one sight of the shape to the next that no motion explains
-    jitter: float  # typical change of the step from frame to frame, widths; the scenes have at most 0.005
+    jitter: float  # typical change of the step from frame to frame, widths; the scenes have at most 0.004
     color_error: float | None  # mean distance to the color asked for, RGB 0..1; None if no shape is seen
     background_error: float
     seen_color: str | None

@@ -139,13 +139,13 @@ def read(
         }
     )
     text.with_vocabulary(encoder, words, text.tokenizer(text_model).get_vocab())
-    grown = transformer.at_layers(network.state_dict(), transformer_model.layers)
-    weights = {f"transformer.{name}": weight for name, weight in grown.items()}
-    weights |= {f"text_encoder.{name}": weight for name, weight in encoder.state_dict().items()}
     patch = autoencoder.config.patch_size or 1
     run.load_weights(vae.build(replace(vae_model, patch_size=patch)), autoencoder.state_dict(), folder)
     pixels = vae.at_patch_size(autoencoder.state_dict(), patch, vae_model.patch_size)
-    run.load_weights(fresh, weights, folder)
+    grown = transformer.at_layers(network.state_dict(), transformer_model.layers)
+    run.load_weights(fresh["transformer"], grown, folder)
+    run.load_weights(fresh["text_encoder"], encoder.state_dict(), folder)
+    weights = fresh.state_dict()
     for name in ("vae", "transformer", "decoder"):
         if (checkpoints / f"{name}.pt").exists():
             raise run.ConfigError(f"{checkpoints / name}.pt exists already: it is what training goes on from")

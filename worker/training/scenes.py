@@ -244,12 +244,15 @@ class World:
     second: float  # share of the scenes that have a second object
     fast: float = 0.0  # share of what moves that is fast
 
+    @property
+    def lacking(self) -> frozenset[str]:
+        """The attributes that no scene has."""
+        return frozenset(name for name in ("second", "fast") if not getattr(self, name))
+
     def knows(self, attributes: SceneAttributes) -> bool:
         """Whether there are such scenes."""
-        return (
-            (self.landscapes or attributes.background in BACKGROUNDS)
-            and bool(self.second or attributes.second is None)
-            and bool(self.fast or not attributes.fast)
+        return (self.landscapes or attributes.background in BACKGROUNDS) and not any(
+            getattr(attributes, name) for name in self.lacking
         )
 
     def dressed(self, attributes: list[SceneAttributes], rng: np.random.Generator) -> list[SceneAttributes]:

@@ -252,15 +252,14 @@ def sample(
 ) -> Turns:
     """Scenes of a world that become `attributes` in a turn that begins at frame `begin` (B,). Drawn with numpy."""
     count = len(attributes)
-    unknown = {name for name in ("second", "fast") if not getattr(world, name)}
-    weights = {kind: weight for kind, weight in PASTS.items() if kind not in unknown}
+    weights = {kind: weight for kind, weight in PASTS.items() if kind not in world.lacking}
     kinds = rng.choice(list(weights), count, p=np.array(list(weights.values())) / sum(weights.values()))
     motions, any_case = np.array([a.motion for a in attributes]), rng.random(count)
     kinds = np.where((motions == "pulse") & (any_case < HALTING_PULSES), "halting", kinds)
     kinds = np.where((motions == "spin") & (any_case < ROUNDED_SPINS), "rounded", kinds)
     faint, gone, malformed, rounded, twisted, swollen, halting = (kinds == kind for kind in _SLIPS)
-    bent = malformed | twisted | swollen
-    slip = faint | bent | rounded | halting
+    bent = malformed | rounded | twisted | swollen
+    slip = faint | bent | halting
     pasts = [
         a if kind in _SLIPS else _past(a, str(kind), rng, world)
         for a, kind in zip(attributes, kinds, strict=True)
@@ -297,12 +296,10 @@ def sample(
         begin=begin,
         length=tensor(drawn(4, 8, gone, 0.0) + drawn(4, 16, slip, 0.0) + drawn(10, 22, ~(gone | slip), 0.0)),
         visible=tensor(
-            np.minimum(np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent | rounded, 1.0)), ~gone),
+            np.minimum(np.minimum(drawn(0, 0.7, faint, 1.0), drawn(0.6, 1.0, bent, 1.0)), ~gone),
         ),
-        shape_share=tensor(drawn(0, 0.8, bent, 0.0)),
-        scale=tensor(
-            np.where(swollen, rng.uniform(1.1, 2.4, count), drawn(0.65, 1.1, faint | bent | rounded, 1.0))
-        ),
+        shape_share=tensor(drawn(0, 0.8, bent & ~rounded, 0.0)),
+        scale=tensor(np.where(swollen, rng.uniform(1.1, 2.4, count), drawn(0.65, 1.1, faint | bent, 1.0))),
         twist=tensor(drawn(0.2, 0.8, twisted | swollen, 0.0) * periods),
         pace=pace,
         swing=swing,
