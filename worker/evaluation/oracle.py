@@ -87,6 +87,8 @@ CONTRAST = (0.7, 1.4)
 """Smallest and largest contrast of a landscape, of that of the one asked for."""
 FLAT = 0.3
 """Contrast up to which a picture is no landscape at all."""
+LIT = 0.5
+"""Share of the light of sun or moon that must be seen where they stand, if more than half of it is free of objects."""
 NIGHT = 0.9
 """Share of night from which a nightfall is over."""
 NIGHT_BACK = 0.08
@@ -264,6 +266,7 @@ class _Setting:
     asked: str | None  # the background
     views: Array  # (3, H, W, 3): sunset, day, night
     blocks: Array  # (3, N, 3): means of areas of these
+    lights: Array  # (3, N, 3): what sun and moon add to these means
     covers: (
         Array | None
     )  # (4, H, W) how much of each pixel a second object of each shape covers; None: no object
@@ -295,9 +298,11 @@ def _setting(attributes: SceneAttributes | None, height: int, width: int) -> _Se
             return np.stack([cv2.resize(one, size[::-1]) for one in pictures.numpy()])
         return _shrunk(pictures.numpy(), *size)
 
-    first, last = backdrops.pictures(width, torch.device("cpu"))
     sunset, day, night = (backdrops.BACKDROPS.index(name) for name in ("sunset", "day", "night"))
-    views = fitted(torch.stack([first[sunset], first[day], last[night]]).permute(0, 2, 3, 1).contiguous())
+    views, bare = (
+        fitted(torch.stack([first[sunset], first[day], last[night]]).permute(0, 2, 3, 1).contiguous())
+        for first, last in (backdrops.pictures(width, torch.device("cpu"), discs) for discs in (True, False))
+    )
     second = attributes.second if attributes else None
     covers = None
     if attributes and second:
@@ -308,6 +313,7 @@ def _setting(attributes: SceneAttributes | None, height: int, width: int) -> _Se
         asked=attributes.background if attributes else None,
         views=views,
         blocks=_in_blocks(views),
+        lights=_in_blocks(views) - _in_blocks(bare),
         covers=covers,
         second=scenes.SHAPES.index(second[1]) if second else 0,
         ink=np.array(scenes.COLORS[second[0]] if second else (0, 0, 0), np.float32),
@@ -398,6 +404,15 @@ def _fit(blocks: Array, asked: Array, free: NDArray[np.bool_]) -> tuple[NDArray[
         & (contrast < CONTRAST[1])
     )
     return fits, (away * free).sum(1) / count
+
+
+def _lit(blocks: Array, asked: Array, light: Array, free: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether sun or moon are where they should be, or cannot be told, (T,): means of areas (T, N, 3)."""
+    power = (light**2).sum(2)
+    told = (power * free).sum(1)
+    seen = (((blocks - asked + light) * light).sum(2) * free).sum(1)
+    lit: NDArray[np.bool_] = (told < 0.5 * power.sum(1)) | (seen > LIT * told)
+    return lit
 
 
 def _second_ink(frame: Array, base: Array, setting: _Setting) -> Array | None:
@@ -504,7 +519,7 @@ def _measure(frames: NDArray[np.uint8], setting: _Setting) -> Track:
     third = (alpha * offset**3).sum((1, 2)) / total**2.5
     fourth = (alpha * offset**4).sum((1, 2)) / total**3
     area = total / (height * width)
-    fits, away = _background_as_asked(blocks, near, background, (fading, plain, kind), setting)
+    fits, away = _background_as_asked(blocks, near, background, (night, fading, plain, kind), setting)
     free, second_color, second_errors = _second(picture, base.reshape(picture.shape), ~near, setting)
     return Track(
         background=background,
@@ -530,15 +545,15 @@ def _background_as_asked(
     blocks: Array,
     near: NDArray[np.bool_],
     background: Array,
-    seen: tuple[Array, NDArray[np.intp], NDArray[np.intp]],
+    seen: tuple[Array, Array, NDArray[np.intp], NDArray[np.intp]],
     setting: _Setting,
 ) -> tuple[NDArray[np.bool_], Array]:
     """`fits` and `background_error` of a :class:`Track`.
 
-    `near` (T, H, W) is the moving shape; `seen` are the nearest of day and night (T, N, 3), the nearest plain
-    background and the nearest of all, as `_landscape` finds them.
+    `near` (T, H, W) is the moving shape; `seen` are the share of night, the nearest of day and night (T, N, 3), the
+    nearest plain background and the nearest of all, as `_landscape` finds them.
     """
-    fading, plain, kind = seen
+    night, fading, plain, kind = seen
     asked = setting.asked
     if asked is None:
         return np.zeros(len(blocks), np.bool_), np.zeros(len(blocks))
@@ -549,10 +564,17 @@ def _background_as_asked(
     if setting.cover is not None:
         hidden = np.maximum(hidden, cv2.dilate(setting.cover, np.ones((5, 5), np.uint8)))
     free = _in_blocks(hidden) == 0
-    views = dict(zip(("sunset", "day", "night"), setting.blocks, strict=True))
-    wanted = fading if asked == "nightfall" else np.broadcast_to(views[asked], blocks.shape)
+    if asked == "nightfall":
+        _, day, dark = setting.lights
+        wanted, light = fading, day + night[:, None, None] * (dark - day)
+    else:
+        number = ("sunset", "day", "night").index(asked)
+        wanted, light = (
+            np.broadcast_to(one[number], blocks.shape) for one in (setting.blocks, setting.lights)
+        )
     fits, away = _fit(blocks, wanted, free)
-    return fits & (kind == (1 if asked == "sunset" else 2)), away
+    fits &= _lit(blocks, wanted, light, free) & (kind == (1 if asked == "sunset" else 2))
+    return fits, away
 
 
 def to_uint8(pixels: torch.Tensor) -> NDArray[np.uint8]:

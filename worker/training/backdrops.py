@@ -92,8 +92,8 @@ def covered(distance: Tensor, size: int) -> Tensor:
     return (0.5 - distance * min(size, 1 / SOFTEST)).clamp(0, 1)
 
 
-def _painted(view: Landscape, size: int) -> Tensor:
-    """A landscape as (3, size, size)."""
+def _painted(view: Landscape, size: int, disc: bool) -> Tensor:
+    """A landscape as (3, size, size), with its sun or moon or without."""
     places = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     y, x = torch.meshgrid(places, places, indexing="ij")
 
@@ -108,7 +108,8 @@ def _painted(view: Landscape, size: int) -> Tensor:
         ink(view.top).expand(3, size, size), ink(view.horizon), (y / 0.66).clamp(0, 1).expand(3, -1, -1)
     )
     left, up = view.disc_place
-    picture = over(picture, ink(view.disc), torch.hypot(x - left, y - up) - DISC)
+    if disc:
+        picture = over(picture, ink(view.disc), torch.hypot(x - left, y - up) - DISC)
     ridge = 0.60 + 0.05 * torch.sin(2 * math.pi * x + 1) + 0.025 * torch.sin(4 * math.pi * x + 2.2)
     picture = over(picture, ink(view.hills), ridge - y)
     depth = ((y - 0.72) / 0.28).clamp(0, 1)
@@ -118,11 +119,16 @@ def _painted(view: Landscape, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def pictures(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What every backdrop begins and ends with: two tensors (len(BACKDROPS), 3, size, size)."""
+def pictures(size: int, device: torch.device, discs: bool = True) -> tuple[Tensor, Tensor]:
+    """What every backdrop begins and ends with: two tensors (len(BACKDROPS), 3, size, size).
+
+    `discs` says whether there are a sun and a moon.
+    """
     plain = [torch.tensor(color)[:, None, None].expand(3, size, size) for color in BACKGROUNDS.values()]
     first, last = (
-        torch.stack([*plain, *(_painted(views[number], size) for views in LANDSCAPES.values())]).to(device)
+        torch.stack([*plain, *(_painted(views[number], size, discs) for views in LANDSCAPES.values())]).to(
+            device
+        )
         for number in (0, 1)
     )
     return first, last

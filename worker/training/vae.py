@@ -61,6 +61,7 @@ class VaeTraining:
     checkpoint_steps: run.Count
     bf16: bool
     world: scenes.WorldName = "plain"
+    decoder_minutes: run.Amount = 0  # budget of the decoder's own stage, 0 for `minutes`
 
 
 def build(model: VaeModel) -> stock.Autoencoder:
@@ -278,7 +279,8 @@ def train(
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     optimizers = muon.optimizers(*_split(vae), config.learning_rate, weight_decay=0.0)
-    schedule = run.Schedule(config.steps, config.minutes, warmup_steps=50, hold=0.3)
+    minutes = (decoder_only and config.decoder_minutes) or config.minutes
+    schedule = run.Schedule(config.steps, minutes, warmup_steps=50, hold=0.3)
     trained = [p for p in vae.parameters() if p.requires_grad]
     average, step = copy.deepcopy(vae).requires_grad_(False), 0
     saved = run.load_checkpoint(checkpoint)

@@ -136,6 +136,24 @@ def test_a_landscape_without_hills_or_washed_out_is_wrong(background: str) -> No
     assert found == [True, False, False]
 
 
+@pytest.mark.parametrize("background", backdrops.LANDSCAPES)
+def test_a_landscape_without_its_sun_or_moon_is_wrong(background: str) -> None:
+    attributes = replace(LANDSCAPE, background=background, motion="left")  # past the sun of the evening
+    batch, times = scenes.sample_scenes([attributes], np.random.default_rng(0)), torch.arange(192)
+    alpha = scenes.coverage(batch, times, 128)[:, None]
+    night = backdrops.share_of_night(times, torch.tensor(-48), scenes.FPS)[:, None, None]
+    found = []
+    for discs in (True, False):
+        first, last = (
+            one[backdrops.BACKDROPS.index(background)][None, :, None]
+            for one in backdrops.pictures(128, torch.device("cpu"), discs)
+        )
+        frames = torch.lerp(torch.lerp(first, last, night), scenes.inks(batch.color), alpha)
+        verdict = oracle.judge(oracle.to_uint8(frames * 2 - 1), attributes)
+        found.append((verdict.background, verdict.follows))
+    assert found == [(True, True), (False, False)]
+
+
 def test_night_must_fall_and_not_go_back() -> None:
     attributes = replace(LANDSCAPE, background="nightfall")
     falling = rich(attributes, frames=144)

@@ -143,6 +143,23 @@ def test_training_the_autoencoder_raises_its_quality(recipe: Recipe, tmp_path: P
     assert changed == {"decoder", "post_quant_conv"}
 
 
+@pytest.mark.parametrize(("own", "wanted"), [(2.0, [9.0, 2.0]), (0.0, [9.0, 9.0])])
+def test_the_decoder_may_have_a_budget_of_its_own(
+    own: float, wanted: list[float], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(recipe.vae_training, steps=1, minutes=9.0, decoder_minutes=own)
+    budgets, schedule = [], run.Schedule
+
+    def noted(steps: int, minutes: float, **rest: float) -> run.Schedule:
+        budgets.append(minutes)
+        return schedule(steps, minutes, **rest)
+
+    monkeypatch.setattr(run, "Schedule", noted)
+    for decoder_only in (False, True):
+        vae.train(recipe.vae, settings, tmp_path, CPU, decoder_only=decoder_only)
+    assert budgets == wanted
+
+
 def test_training_the_transformer_lowers_its_loss(recipe: Recipe, out: Path, tmp_path: Path) -> None:
     (tmp_path / "latents.pt").write_bytes((out / "latents.pt").read_bytes())
     settings = replace(recipe.transformer_training, steps=200, checkpoint_steps=20)
@@ -557,7 +574,7 @@ def test_every_configuration_can_be_read(path: Path) -> None:
 
 
 def test_a_configuration_holds_what_differs_from_the_one_it_extends() -> None:
-    whole = Recipe.read(CONFIG.with_name("cpu-corners.toml"))
+    whole = Recipe.read(CONFIG.with_name("cpu-lively.toml"))
     base = Recipe.read(CONFIG.parent / "ablations" / "progressive.toml")
     variant = Recipe.read(CONFIG.parent / "ablations" / "no-chunks.toml")
     assert base.transformer_training == replace(
