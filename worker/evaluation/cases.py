@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,10 @@ SCENE_CLASSES = (
     "fast motion",
 )
 """Classes of complexity that a report has a row for, shown or not."""
+
+
+EVENLY = 1.2207440846 ** -np.arange(1.0, 4.0)
+"""Steps of the R3 sequence: powers of the root of ``x**4 = x + 1``."""
 
 
 class EvaluationError(ValueError):
@@ -82,16 +87,32 @@ def world_of(spec: str) -> scenes.World:
 def held_out(count: int, seed: int, world: scenes.World = scenes.LIVELY) -> list[Case]:
     """`count` captions of combinations of a world that training never showed, motions in turn.
 
-    As many have a second object or are fast as in training.
+    As many as in training have a landscape, a second object or are fast, dealt evenly by the R3 sequence (Roberts
+    2018), so that few prompts have some of each. The first ones are the same however many are asked for.
     """
     rng = np.random.default_rng(seed)
     pool = world.pool(held_out=True)
     rng.shuffle(pool)
-    by_motion = [[a for a in pool if a.motion == motion] for motion in scenes.MOTIONS]
-    turns = [by_motion[i % len(by_motion)] for i in range(count)]
-    chosen = [turn[i // len(by_motion) % len(turn)] for i, turn in enumerate(turns)]
-    chosen = world.dressed(chosen, rng)
-    return [_described(scenes.caption(a, rng), a) for a in chosen]
+    start = rng.random(len(EVENLY))
+    queues = {
+        (motion, landscape): deque(
+            a for a in pool if (a.motion, a.background in LANDSCAPES) == (motion, landscape)
+        )
+        for motion in scenes.MOTIONS
+        for landscape in (False, True)
+    }
+    cases = []
+    for number in range(count):
+        motion = scenes.MOTIONS[number % len(scenes.MOTIONS)]
+        landscape, second, fast = (start + number * EVENLY) % 1
+        open_country = len(queues[motion, True])
+        queue = queues[motion, bool(landscape < open_country / (open_country + len(queues[motion, False])))]
+        own = np.random.default_rng((seed, number))
+        dress = replace(world, second=float(second < world.second), fast=float(fast < world.fast))
+        (attributes,) = dress.dressed([queue[0]], own)
+        queue.rotate(-1)
+        cases.append(_described(scenes.caption(attributes, own), attributes))
+    return cases
 
 
 def _others(

@@ -127,10 +127,11 @@ class DriftMeter:
 
         `drift_*`: distance of a level between the first and the last 15 % of the frames. `seam_ratio`: difference
         between frames at the joints, over that at all other borders of latents, because each border of latents
-        leaves a trace of its own (1 is seamless); None without joints or without other borders. `seam_power`: share of
-        the variance of the frame difference at the period of `seam`. Both are None for a method that joins every
-        latent to the next: at that period the autoencoder's own trace is many times as large. `cuts`: hard changes of
-        scene.
+        leaves a trace of its own (1 is seamless); None without joints or without other borders. `seam_power`: of the
+        variance of the frame difference that does not repeat from latent to latent, the share that does from joint to
+        joint, whatever its form, less what would of noise; None under two periods. Both are None for a method that
+        joins every latent to the next: at that period the autoencoder's own trace is many times as large. `cuts`:
+        hard changes of scene.
         """
         frames = len(self._signals.get("brightness", ()))
         if frames < 2:
@@ -159,15 +160,17 @@ class DriftMeter:
         return float(difference[joint].mean() / difference[other].mean())
 
     def _seam_power(self) -> float | None:
-        if self.seam[1] == self.latent_frames:
-            return None
+        latent, period = self.latent_frames, self.seam[1]
         difference = self._signal("difference")
-        rest = difference - difference.mean()
-        power = float((rest**2).sum())
+        if period == latent or len(difference) < 2 * period:
+            return None
+        rest = difference[len(difference) % period :]
+        power = float(rest.var())
         if power == 0:
             return 0.0
-        wave = np.exp(-2j * np.pi * np.arange(len(rest)) / self.seam[1])
-        return float(2 * abs((rest * wave).sum()) ** 2 / (len(rest) * power))
+        own, repeated = (float(rest.reshape(-1, every).mean(0).var()) / power for every in (latent, period))
+        by_chance = (1 - repeated) * (period - latent) / (len(rest) - period)
+        return max(0.0, (repeated - own - by_chance) / (1 - own)) if own < 1 else 0.0
 
     def _cuts(self) -> int:
         count, last = 0, 0

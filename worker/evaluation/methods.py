@@ -422,7 +422,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "no-variable-length",
-            "progressive on weights that never saw a growing or a shrinking window",
+            "progressive on weights that went on without growing and shrinking windows",
             _progressive(lambda config: config),
             _chunk,
             ablation="variable length in training",
@@ -430,7 +430,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "no-level-shift",
-            "progressive on weights trained at the levels of the ladder alone, never between them",
+            "progressive on weights that went on at the levels of the ladder alone, never between them",
             _progressive(lambda config: config),
             _chunk,
             ablation="level shift in training",

@@ -50,6 +50,9 @@ SWELLING = 2.0
 """Largest ratio of the areas of a shape that does not pulse, from second to second; the scenes have 1."""
 JUMP = 0.06
 """Displacement between two frames that no motion explains, widths; the scenes have at most 0.03."""
+SHAKEN = 0.85
+"""Share of the changes of step that jitter is no less than: a chunk joint in every second latent makes a quarter of
+them, the walls that what bounces fast meets make a tenth."""
 FASTEST = 0.75
 """How far a shape may go in a second in which it is not seen, widths; the scenes have at most 0.72."""
 STRAY_CONTRAST = 0.3
@@ -769,7 +772,7 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
         stray=float((track.stray > STRAY_AREA).mean()),
         still=still,
         jumps=_jumps(track, fps),
-        jitter=float(np.median(changes)) if len(changes) else 0.0,
+        jitter=float(np.quantile(changes, SHAKEN)) if len(changes) else 0.0,
         color_error=float(np.linalg.norm(track.color[seen] - wanted, axis=1).mean()) if seen.any() else None,
         background_error=float(track.background_error.mean()),
         seen_color=color,

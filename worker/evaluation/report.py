@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ SIGNATURES = {
     "diverged": "Divergence",
     "jittered": "Jitter",
     "ended_badly": "Bad endings",
-    "decayed": "Decay",
+    "decayed": "Decay of color",
+    "identity": "Change of color or shape",
     "lost": "Loss of the object",
 }
 _OVER_TIME = (
@@ -115,7 +117,7 @@ _COMPARED = (
     "color_error",
     "jumps",
     "jitter",
-    "seam_power",
+    "seam_ratio",
     "frechet",
     "ending_color_error",
     "latent_forwards",
@@ -165,8 +167,13 @@ def read(path: Path) -> Results:
 
 
 def write(path: Path, markdown: Path) -> None:
-    """Writes the report of `path` to `markdown`, its pictures beside `path`."""
+    """Writes the report of `path` to `markdown`, its pictures beside `path`.
+
+    Says on standard error where other code than today's made and measured the videos.
+    """
     results = read(path)
+    if results.get("code") != study.code():
+        print(f"{path}: its videos were made or measured by other code than this version's", file=sys.stderr)
     folder = path.parent
     for kind in ("sheet-*s.jpg", "figures-*s.png", "over-time-*s.png"):
         for old in folder.glob(kind):
@@ -229,22 +236,20 @@ def _difference(found: Mapping[str, Any]) -> str:
     figure, size = FIGURES[found["figure"]], SIZES[found["figure"]]
     verdict = f"**{found['verdict']}**"
     if _outcome(found) == "small" and "seen" in found["verdict"]:
-        least = f"{number(found['least'], figure.digits)}{' ' + size.unit if size.unit else ''}"
-        verdict += (
-            f", but smaller than what the autoencoder adds ({least})"
-            if found["autoencoder"]
-            else f", but smaller than what counts ({least})"
-        )
+        least = f"{number(size.least, figure.digits)}{' ' + size.unit if size.unit else ''}"
+        verdict += f", but smaller than what counts ({least})"
     better = "more" if figure.better > 0 else "less"
     measured = f"{cell(found, figure.digits)}{' ' + size.unit if size.unit else ''}"
     return f"{figure.name} ({better} is better): {measured}: {verdict}"
 
 
 def _outcome(found: Mapping[str, Any]) -> str:
-    """`better`, `worse`, `small` (the difference is none that counts) or `open`."""
+    """`better`, `worse`, `small` (the difference is none that counts), `same` (in all videos) or `open`."""
     verdict = found["verdict"]
     if verdict in ("no difference that counts", "no loss that counts"):
         return "small"
+    if verdict == "the same in all videos":
+        return "same"
     outcome = {
         "seen": "better",
         "the opposite is seen": "worse",
@@ -254,7 +259,7 @@ def _outcome(found: Mapping[str, Any]) -> str:
     if outcome == "open":
         return outcome
     # As for no difference that counts: the whole interval is too small, not its middle alone.
-    return "small" if max(abs(found["low"]), abs(found["high"])) < found["least"] else outcome
+    return "small" if max(abs(found["low"]), abs(found["high"])) < SIZES[found["figure"]].least else outcome
 
 
 Comparison = tuple[str, str, str]
@@ -300,7 +305,11 @@ def _overlap_cost(rows: Mapping[str, Any]) -> str:
 
 
 def _in_words(results: Results) -> str:
-    """What reproduces, what does not, and what cannot be told, from the verdicts."""
+    """What reproduces, what does not, and what cannot be told, from the verdicts; every figure has its say.
+
+    A comparison reproduces the claim if a figure is better (in what holds: if none is worse and none is open). It does
+    not if one is worse, or if all differ by nothing that counts. Else it cannot be told.
+    """
     reproduces: dict[str, list[str]] = {}
     does_not: dict[str, list[str]] = {}
     untold: dict[str, list[str]] = {}
@@ -308,17 +317,25 @@ def _in_words(results: Results) -> str:
         names: dict[str, list[str]] = {}
         for one in differences:
             names.setdefault(_outcome(one), []).append(FIGURES[one["figure"]].name)
-        where, holding = f"{against} ({seconds} s)", words == _HOLDING
-        for outcome, place, said in (
-            ("better", reproduces, ""),
-            ("worse", does_not, "a loss in " if holding else "the opposite in "),
-            ("small", reproduces if holding else does_not, "no difference that counts in "),
-        ):
-            if outcome in names:
-                found = f"{said}{', '.join(names[outcome])} against {where}"
-                place.setdefault(words, []).append(found)
-        if names.keys() == {"open"}:
-            untold.setdefault(words, []).append(f"against {where}")
+        holding = words == _HOLDING
+        said = [
+            f"{told}{', '.join(names[outcome])}"
+            for outcome, told in (
+                ("better", "a gain in " if holding else "better in "),
+                ("worse", "a loss in " if holding else "the opposite in "),
+                ("small", "nothing that counts in "),
+                ("same", f"the same in all {differences[0]['prompts']} videos in "),
+                ("open", "not told in "),
+            )
+            if outcome in names
+        ]
+        if "worse" in names or (not holding and names.keys() == {"small"}):
+            place = does_not
+        elif "better" in names or (holding and "open" not in names):
+            place = reproduces
+        else:
+            place = untold
+        place.setdefault(words, []).append(f"against {against} ({seconds} s): {'; '.join(said)}")
     for words in _unmeasured(results):
         untold.setdefault(words, []).append("no videos of it")
     lists = {
@@ -328,8 +345,8 @@ def _in_words(results: Results) -> str:
     }
     lines = []
     for title, entries in lists.items():
-        places = [f"{words}: {', '.join(where)}" for words, where in entries.items()]
-        lines.append(f"- {title}: {'; '.join(places) if places else 'nothing'}.")
+        lines.append(f"- {title}:{'' if entries else ' nothing.'}")
+        lines += [f"    - {words}, {where}." for words, places in entries.items() for where in places]
     return "\n".join(lines)
 
 
@@ -619,13 +636,13 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         "videos to tell. A share that is a single point says that all videos agreed, not that nothing else can "
         "happen.\n\n"
         "`seen`: the whole interval lies on the side the paper claims. `no difference seen`: it contains zero, so that "
-        "nothing is told. `no difference that counts`: it contains zero and nothing as large as the least that counts: "
+        "nothing is told. `the same in all videos`: there is no spread to tell how far others would be. `no difference "
+        "that counts`: it contains zero and nothing as large as the least that counts: "
         + ", ".join(
             f"{FIGURES[name].name} {number(size.least, FIGURES[name].digits)}{' ' + size.unit if size.unit else ''}"
             for name, size in SIZES.items()
         )
-        + "; in an error, what the autoencoder alone adds to true scenes (`reconstructed` less `rendered`), if that is "
-        "more."
+        + "."
     )
     parts += [
         "## How",
@@ -642,9 +659,11 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         "went on for a short while from the model's, or from an earlier state of it, have got used to another "
         "window, and have forgotten little: they do not show what training that way from the beginning would give.",
         "`rendered` is the ground truth run through the same measurements: the best that a figure can be, but for the "
-        "Frechet distance, in which it shows how far two draws of the same scenes are apart; and where a "
-        "failure is counted in it, a false alarm. Prompts are held-out combinations unless a file of "
-        "prompts was given.",
+        "Frechet distance, in which it shows how far two draws of the same scenes are apart, and for the drifts, of "
+        "which scenes have some; and where a failure is counted in it, a false alarm. Prompts are held-out "
+        f"combinations unless a file of prompts was given, those of seed {results['plan'].get('seed', 0)}. The sets of "
+        "seed 0, which the model card is of, were looked at when the recipe of the built-in model was chosen; others "
+        "were not.",
         f"Made on {machine['cores']} cores ({machine['device']}) on {machine['date']}, torch "
         f"{machine['torch']}, diffusers "
         f"{machine['diffusers']}, longtake {machine['longtake']}. One thread per process.",

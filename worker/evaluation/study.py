@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import gc
 import hashlib
 import json
@@ -15,7 +16,7 @@ import tomllib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -57,14 +58,20 @@ SCHEMA = 4
 """Version of what a video's file of figures holds; files of another version are made again."""
 CONFIGS = Path(__file__).parent / "configs"
 MEASURES = (
-    "evaluation/oracle",
-    "evaluation/drift",
-    "evaluation/frechet",
-    "evaluation/methods",
-    "training/scenes",
-    "training/backdrops",
+    "evaluation/study.py",
+    "evaluation/oracle.py",
+    "evaluation/drift.py",
+    "evaluation/frechet.py",
+    "evaluation/methods.py",
+    "training/scenes.py",
+    "training/backdrops.py",
+    "training/stock.py",
+    "sampler/*.py",
+    "models/*.py",
 )
-"""Modules, beside the sampler's, that the figures of a video depend on."""
+"""Modules that the figures of a video depend on."""
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "opencv-python-headless")
+"""Their versions do, too."""
 ENDING_SECONDS = 2.0
 """The end of a video that is judged on its own."""
 CLIP_SECONDS = 2.0
@@ -273,8 +280,8 @@ class Bench:
             "segment_seconds": self.segment_seconds,
             "device": self.device,
             "stills": job.stills,
-            "code": _code(),
-            **{name: version(name) for name in ("torch", "diffusers", "opencv-python-headless")},
+            "code": code(),
+            **{name: version(name) for name in LIBRARIES},
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -311,10 +318,10 @@ def weights(spec: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _code() -> str:
+def code() -> str:
     """Digest of the modules that make and measure videos, but for their comments and their form."""
     package = Path(__file__).parents[1]
-    paths = [*(package / f"{name}.py" for name in MEASURES), *sorted((package / "sampler").glob("*.py"))]
+    paths = [path for pattern in MEASURES for path in sorted(package.glob(pattern))]
     trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
     return hashlib.sha256("\n".join(trees).encode()).hexdigest()[:16]
 
@@ -448,35 +455,29 @@ def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: round(v, FIGURE_DIGITS) if isinstance(v, float) else v for k, v in values.items()}
 
 
-def _reset_peak(device: str) -> float | None:
-    """Peak memory, MB, is counted anew from now on, where the kernel lets us (Linux); returns what is taken now."""
+def _reset_peak(device: str) -> None:
+    """Peak memory is counted anew from now on, where the kernel lets us (Linux), without what earlier videos left."""
     gc.collect()
     if device.startswith("cuda"):
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device) / 2**20
-    try:
+        return
+    with suppress(OSError, AttributeError):  # of another C library
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _resident_mb("VmRSS")
 
 
 def _peak_mb(device: str) -> float | None:
-    """Peak memory since then, MB: of the GPU, else resident of this process."""
-    return (
-        torch.cuda.max_memory_allocated(device) / 2**20
-        if device.startswith("cuda")
-        else _resident_mb("VmHWM")
-    )
-
-
-def _resident_mb(name: str) -> float | None:
+    """Peak memory since then, MB: of torch on the GPU, else resident of this process; None where nobody tells."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
     lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    return int(lines[name].split()[0]) / 1024
+    return int(lines["VmHWM"].split()[0]) / 1024
 
 
 def make(bench: Bench, job: Job) -> dict[str, Any]:
@@ -489,7 +490,7 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
     counted = CountedModel(model, job.spec)
     prepare(job.method, counted)
     measurement = Measurement(bench, job, model, frames)
-    before_mb = _reset_peak(bench.device)
+    _reset_peak(bench.device)
     began, cpu_began = time.perf_counter(), time.process_time()
     if job.method == RECONSTRUCTED:
         reconstruct(model, wanted, measurement.take)
@@ -524,7 +525,7 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
             "latent_forwards": counted.latent_forwards,
             "seconds": round(seconds, 3),
             "cpu_seconds": round(cpu_seconds, 3),
-            "peak_mb": None if before_mb is None or peak_mb is None else round(peak_mb - before_mb, 1),
+            "peak_mb": None if peak_mb is None else round(peak_mb, 1),
         },
         **measurement.finish(),
     }
@@ -736,6 +737,7 @@ def _results(
     facts, dates = describe(bench.model), [video["date"] for video in videos]
     return {
         "schema": SCHEMA,
+        "code": code(),
         "model": {
             "name": facts.name,
             "weights": weights(bench.model),
@@ -759,7 +761,7 @@ def _results(
             "date": " to ".join(sorted({min(dates), max(dates)})),
             "longtake": __version__,
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "diffusers", "numpy", "opencv-python-headless")},
+            **{name: version(name) for name in LIBRARIES},
         },
         "summary": figures.summarise(videos),
         "turns": figures.turns(videos),

@@ -41,7 +41,7 @@ def test_every_method_is_made_and_measured(smoke: Any) -> None:
         assert len(video["features"]) == 1
         sampled = METHODS[video["method"]].sample is not None
         assert (video["cost"]["forwards"] > 0) == sampled
-        assert 0 <= video["cost"]["peak_mb"] < 500  # beyond the model
+        assert 100 < video["cost"]["peak_mb"] < 4000  # of the whole process
         assert video["date"] == smoke["machine"]["date"]
     rendered = next(video for video in smoke["videos"] if video["row"] == "rendered")
     assert rendered["segments"][0]["oracle"]["follows"]
@@ -119,15 +119,15 @@ def test_figures_of_other_code_are_measured_again(
     bench = Bench(str(tiny_folder), "cpu", tmp_path, 2)
     study.make(bench, job)
     source, package = Path(study.__file__).parents[1], tmp_path / "worker"
-    for folder in ("evaluation", "sampler", "training"):
+    for folder in ("evaluation", "models", "sampler", "training"):
         shutil.copytree(source / folder, package / folder)
     monkeypatch.setattr(study, "__file__", str(package / "evaluation" / "study.py"))
     measures = package / "evaluation" / "oracle.py"
     for change, same in (("\n# A comment.\n", True), ("\nMORE = 1\n", False)):
         measures.write_text(measures.read_text() + change)
-        study._code.cache_clear()
+        study.code.cache_clear()
         assert (bench.made(job) is not None) == same
-    study._code.cache_clear()
+    study.code.cache_clear()
 
 
 def test_a_method_that_cannot_make_a_video_does_not_keep_the_others(
