@@ -167,6 +167,7 @@ def test_held_out_prompts_name_held_out_combinations_only() -> None:
     assert {a.motion for a in chosen if a is not None} == set(scenes.MOTIONS)
     found = cases.held_out(48, seed=0)
     assert {case.scene_class for case in found} == {*cases.SCENE_CLASSES}
+    assert found[:6] == cases.held_out(6, seed=0)
     assert 0.2 < np.mean([a is not None and a.second is not None for a in chosen]) < 0.5
     for case in found:
         assert case.attributes is not None
@@ -210,7 +211,7 @@ def test_a_bad_file_of_prompts_is_refused(tmp_path: Path, content: str, message:
 
 
 def test_a_model_is_asked_for_the_scenes_that_it_has_the_words_for(tiny_folder: Path, tmp_path: Path) -> None:
-    assert cases.world_of("builtin") == scenes.RICH
+    assert cases.world_of("builtin") == scenes.LIVELY
     assert cases.world_of(str(tiny_folder)) == scenes.PLAIN
     plain = cases.held_out(48, 0, scenes.PLAIN)
     assert all(case.attributes is not None and scenes.PLAIN.knows(case.attributes) for case in plain)
