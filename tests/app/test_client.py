@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ import pytest
 from PIL import Image
 from pydantic import SecretStr
 
+import app.client
 from app.client import (
     AsyncLongtakeClient,
     Conflict,
@@ -581,6 +584,42 @@ def test_download_goes_through_links_and_pipes_and_leaves_them(
     assert pipe.is_fifo()
     reader.join(60)
     assert read == [data]
+
+
+def test_the_client_can_be_imported_on_windows() -> None:
+    """What Python has on Unix only is not there."""
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('fcntl', 'termios', 'resource', 'pwd', 'grp')))\n"
+        "from app.client import LongtakeClient"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(app.__file__).parents[1])
+
+
+def test_download_moves_and_removes_no_open_file_where_there_are_no_locks(
+    client: LongtakeClient, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which refuses both."""
+
+    def closed(change: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(path: Path, *others: Path, **options: bool) -> Any:
+            opened = [number.resolve() for number in Path("/proc/self/fd").iterdir()]
+            assert path.suffix != ".part" or path not in opened
+            return change(path, *others, **options)
+
+        return checked
+
+    monkeypatch.setattr(app.client, "_LOCKS", False)
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, closed(getattr(Path, name)))
+    video = client.create("A red ball", seconds=2)
+    with pytest.raises(NotReady):
+        client.download(video.id, tmp_path / "video.mp4")
+    assert list(tmp_path.glob(".*.part")) == []
+    api.worker.make(video.id)
+    client.download(video.id, tmp_path / "video.mp4")
+    assert (tmp_path / "video.mp4").read_bytes() == client.read(video.id)
+    assert list(tmp_path.glob(".*.part")) == []
 
 
 def test_download_of_an_unfinished_video_leaves_no_file(client: LongtakeClient, tmp_path: Path) -> None:
