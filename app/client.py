@@ -861,6 +861,7 @@ class _Client:
                     failures, heard = 0, time.monotonic()
                     for event in parser.feed(data):
                         yield from hand_over(event)
+                        heard = time.monotonic()  # what the caller did meanwhile was no silence
                         after = event.id or after
                         if event.terminal:
                             yield _Close(body)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -398,6 +399,25 @@ def test_events_wait_as_long_as_the_server_asks_before_they_reconnect() -> None:
     parser = EventParser()
     assert list(parser.feed(b"retry: 250\n\nevent: status\n")) == []
     assert parser.retry_seconds == 0.25
+
+
+def test_what_the_caller_does_between_two_events_is_no_silence_of_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=lambda _: None)
+    monkeypatch.setattr(app.client, "time", clock)
+    types = ["status", "progress", "completed"]
+    answers = [
+        status(200, f"event: {one}\ndata: {{}}\n\n".encode(), Content_Type="text/event-stream")
+        for one in types  # each over a connection of its own
+    ]
+    told = []
+    with receiving(*answers) as service, LongtakeClient(service.origin) as client:
+        for event in client.events("video_1"):
+            told.append(event.type)
+            now += 3600
+    assert told == types
 
 
 def test_leaving_an_event_stream_closes_its_connection(client: LongtakeClient, api: Api) -> None:
