@@ -85,6 +85,8 @@ _REFUSED = 429
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
+_UPLOAD_SECONDS = 180.0
+"""Above what an upload may take by the service's defaults: 30 s until it is its turn, and 120 s to decode it."""
 _TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled"})
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -434,7 +436,8 @@ class _Client:
             api_key: sent as a bearer token, to the service and nobody it redirects to.
             patience_seconds: how long a call is tried again while the service is away or busy.
             reconnect_seconds: the same once a video is being waited for, streamed or downloaded.
-            timeout_seconds: longest silence on a connection; above the service's heartbeat of 15 s.
+            timeout_seconds: longest silence on a connection; above the service's heartbeat of 15 s. An upload is
+                answered when it is decoded, and waited for three minutes at least.
 
         Raises:
             ValueError: `url` is no http or https URL, or holds a password; `api_key` is not printable ASCII.
@@ -1150,6 +1153,10 @@ def _uploaded(upload: Upload) -> tuple[str, bytes]:
 
 
 def _build(http: httpx.Client | httpx.AsyncClient, send: _Send) -> httpx.Request:
+    timeout = http.timeout
+    if send.file is not None:
+        read = max(timeout.read or 0.0, _UPLOAD_SECONDS)
+        timeout = httpx.Timeout(**(timeout.as_dict() | {"read": read}))
     return http.build_request(
         send.method,
         send.path,
@@ -1158,6 +1165,7 @@ def _build(http: httpx.Client | httpx.AsyncClient, send: _Send) -> httpx.Request
         data=None if send.form is None else dict(send.form),
         files=None if send.file is None else {"input_reference": send.file},
         headers=dict(send.headers),
+        timeout=timeout,
     )
 
 

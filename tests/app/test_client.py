@@ -271,6 +271,21 @@ def test_create_uploads_what_the_video_begins_with(
     assert [one.id for one in client.list()] == [video.id]
 
 
+@pytest.mark.parametrize(("timeout", "waited"), [(5.0, 180.0), (60.0, 180.0), (600.0, 600.0)])
+def test_an_upload_is_waited_for_as_long_as_it_may_take(timeout: float, waited: float) -> None:
+    seen: list[dict[str, float]] = []
+    with (
+        receiving(*[told(400, {"error": {"message": "no"}})] * 2) as service,
+        LongtakeClient(service.origin, timeout_seconds=timeout) as client,
+    ):
+        client._http.event_hooks = {"request": [lambda asked: seen.append(asked.extensions["timeout"])]}
+        for given in ({"input_reference": b"a picture"}, {"seconds": 2}):
+            with pytest.raises(InvalidRequest):
+                client.create("A red ball", **given)
+    assert [one["read"] for one in seen] == [waited, timeout]
+    assert seen[0] == {**seen[1], "read": waited}
+
+
 def test_create_and_poll_waits(client: LongtakeClient, api: Api) -> None:
     def work() -> None:
         while (taken := api.worker.videos.take("builtin", "double", 60)) is None:
