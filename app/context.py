@@ -33,6 +33,13 @@ _REDIS_SECONDS = 1.5
 _STORE_SECONDS = 5.0
 _ATTEMPTS = 2
 
+THREADS = 64
+"""Requests that may wait for Redis or the store at the same time; event streams need no thread."""
+
+# A transaction that watches keys has a connection, and reads over another meanwhile: with fewer than two for each
+# thread all could hold their first and wait for the second. The others are for upkeep and event streams.
+_CONNECTIONS = 2 * THREADS + 16
+
 
 class Context:
     """The application's services; in a route, those of one caller, who sees and makes only what is its own.
@@ -48,7 +55,12 @@ class Context:
         self.origin = settings.public_url or ""
         url = settings.redis_url.get_secret_value()
         self.videos = VideoStore(
-            connect(url, timeout_seconds=_REDIS_SECONDS, retries=_ATTEMPTS - 1),
+            connect(
+                url,
+                max_connections=_CONNECTIONS,
+                timeout_seconds=_REDIS_SECONDS,
+                retries=_ATTEMPTS - 1,
+            ),
             origin=self.origin,
             max_events=settings.max_events,
             max_queued=settings.max_queued,

@@ -31,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
 from app.auth import Authenticate, check_exposure, is_playback, is_public
-from app.context import Context
+from app.context import THREADS, Context
 from app.errors import (
     APIError,
     from_record,
@@ -56,9 +56,6 @@ from app.upkeep import Upkeep
 from app.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)
-
-# Requests that may wait for Redis or the store at the same time; event streams need no thread.
-_THREADS = 64
 
 _MAX_HEAD_BYTES = 64 * 1024
 
@@ -93,7 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         await context.events.start()
         upkeep = Upkeep(context.chores(), settings.sweep_seconds)
         upkeep.start()
