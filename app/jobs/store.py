@@ -922,8 +922,11 @@ class VideoStore:
         pipe.delete(*_keys(spec.id))
         pipe.lrem(queue.waiting_key(name), 0, spec.id)
         pipe.hset(video_key(spec.id), mapping=_record(video))
-        if spec.owner:  # it was paid for when it was asked for
-            pipe.hset(video_key(spec.id), "charged", asked_milliseconds(spec))
+        if spec.owner:
+            # It was paid for when it was asked for, and what was made beyond that when it was made.
+            made = max((chunk.first_frame + chunk.frames for chunk in manifest.chunks), default=0)
+            charged = max(asked_milliseconds(spec), made * 1000 // spec.fps)
+            pipe.hset(video_key(spec.id), "charged", charged)
         if manifest.chunks:
             pipe.rpush(chunks_key(spec.id), *(chunk.model_dump_json() for chunk in manifest.chunks))
         pipe.zadd(owner_key(spec.owner), {spec.id: spec.created_at})
