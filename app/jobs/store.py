@@ -628,8 +628,10 @@ class VideoStore:
             return Created(video, replayed=False)
 
         watched = [video_key(spec.id), *([idem] if idem else [])]
-        if limits.max_queued or limits.seconds_per_day:
-            watched.append(owner_key(spec.owner))  # changed by every other video that counts against them
+        if limits.max_queued:
+            watched.append(owner_key(spec.owner))  # changed by every other video that counts against it
+        if limits.seconds_per_day:
+            watched.append(account)  # changed by every video that is asked for, or made longer, meanwhile
         return optimistically(self.redis, transact, *watched)
 
     def replayed(self, owner: str, key: str, digest: str) -> Video | None:

@@ -13,8 +13,9 @@ import pytest
 from pydantic import SecretStr
 
 from app.embedded import EmbeddedRedis
+from app.jobs.job import Video, new_video_id
 from app.jobs.manifest import Manifest
-from app.limits import LIMITS_KEY, spent_key
+from app.limits import LIMITS_KEY, DailySecondsExceeded, Limits, spent_key
 from app.settings import Settings
 from tests.app.conftest import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, FPS, Tenants, owner_of, running_tenants
 from tests.conftest import Eventually
@@ -209,6 +210,32 @@ def test_a_video_that_is_back_from_the_bucket_is_not_charged_again(tenants: Tena
     worker.commit(video_id, 4)
     frames = FIRST_CHUNK_FRAMES + 3 * CHUNK_FRAMES
     assert spent_milliseconds(tenants, client) == (frames + CHUNK_FRAMES) * 1000 // FPS - frames * 1000 // FPS
+
+
+def test_a_day_is_not_overdrawn_by_a_video_made_longer_while_another_is_asked_for(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, videos = tenants.join(), tenants.api.worker.videos
+    known = videos.get(tenants.create(client, seconds=2)["id"])
+    assert known is not None
+    now = videos._now
+
+    def longer(video: Video) -> Video:
+        return Video(spec=video.spec.model_copy(update={"seconds": 8.0}), state=video.state)
+
+    def meanwhile() -> float:  # what is left of the day has been read
+        monkeypatch.setattr(videos, "_now", now)
+        videos.request(known.id, longer, limits=limits)
+        return now()
+
+    monkeypatch.setattr(videos, "_now", meanwhile)
+    spec, limits = (
+        known.spec.model_copy(update={"id": new_video_id(), "seconds": 5.0}),
+        Limits(seconds_per_day=10),
+    )
+    with pytest.raises(DailySecondsExceeded):
+        videos.create(spec, limits=limits)
+    assert spent_milliseconds(tenants, client) == 8000
 
 
 def test_a_repeated_request_and_a_refused_one_cost_nothing(tenants: Tenants) -> None:
