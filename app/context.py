@@ -23,6 +23,7 @@ from app.limits import DailySecondsExceeded, RequestRate, TooManyQueued, announc
 from app.metrics import Metrics
 from app.overdrawn import finish_overdrawn
 from app.removal import sweep
+from app.revoked import cancel_revoked
 from app.schemas import ChunkObject, VideoObject, chunk_object, format_seconds, video_object
 from app.settings import Settings
 from app.signatures import Signer
@@ -124,6 +125,10 @@ class Context:
                 announce(self.videos.redis, self.keyring.all(), self.settings)
                 finish_overdrawn(self.videos, self.keyring.all(), self.settings)
 
+        def revoked() -> None:
+            if self.keyring is not None:
+                cancel_revoked(self.videos, self.keyring.all())
+
         def histories() -> None:
             self.videos.find_ended()
             while self.videos.cut_histories():
@@ -132,6 +137,7 @@ class Context:
         return {
             "removal of expired videos": expire,
             "limits of API keys": limits,
+            "videos of revoked API keys": revoked,
             "events of ended videos": histories,
         }
 

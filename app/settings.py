@@ -151,7 +151,8 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(
         60.0,
         gt=0,
-        description="How often each API process looks for videos whose time is up and for changed limits of keys.",
+        description="How often each API process looks for videos whose time is up, for changed limits of keys and for "
+        "videos of revoked ones.",
     )
     max_events: int = Field(
         20_000, ge=100, description="Events kept per video for replay; of older ones only chunks are told."

@@ -47,7 +47,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -684,6 +684,18 @@ class VideoStore:
             return changed
 
         return optimistically(self.redis, transact, video_key(video_id))
+
+    def uncancelled(self, owners: Collection[str]) -> list[str]:
+        """Ids of the owners' videos that have not ended and that nobody has asked to cancel."""
+        ids = [video_id.decode() for video_id in self.redis.hkeys(ACTIVE_KEY)]
+        pipe = self.redis.pipeline(transaction=False)
+        for video_id in ids:
+            pipe.hmget(video_key(video_id), "owner", "cancel_requested")
+        return [
+            video_id
+            for video_id, (owner, cancelled) in zip(ids, pipe.execute(), strict=True)
+            if (owner or b"").decode() in owners and cancelled != b"true"
+        ]
 
     def request_pause(self, video_id: str) -> Video:
         """Pauses a waiting video at once and tells a running one to rest after its next chunk.
