@@ -94,7 +94,8 @@ class Settings(BaseSettings):
     idle_seconds: float = Field(
         300.0,
         gt=0,
-        description="A client that takes nothing of an answer, or sends nothing of a body, for this long is cut off.",
+        description="A client that takes nothing of an answer, or sends nothing of a body, for this long is cut off; "
+        "so is one that takes longer to send the head of a request.",
     )
     shutdown_seconds: float = Field(5.0, gt=0, description="Grace for open requests when the API stops.")
 
