@@ -25,7 +25,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from io import BytesIO
@@ -68,20 +68,14 @@ from app.schemas import (
 P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
+M = TypeVar("M", bound=BaseModel)
+
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
 except ImportError:  # the client runs on Windows, too
-
-    def _lock(file: BinaryIO) -> None:
-        raise OSError
+    _LOCKS = False
 else:
-
-    def _lock(file: BinaryIO) -> None:
-        """Takes the file for this process alone. Raises OSError if it is taken, or cannot be."""
-        flock(file, LOCK_EX | LOCK_NB)
-
-
-M = TypeVar("M", bound=BaseModel)
+    _LOCKS = True
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -91,6 +85,8 @@ _REFUSED = 429
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
+_UPLOAD_SECONDS = 180.0
+"""Above what an upload may take by the service's defaults: 30 s until it is its turn, and 120 s to decode it."""
 _TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled"})
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -440,7 +436,8 @@ class _Client:
             api_key: sent as a bearer token, to the service and nobody it redirects to.
             patience_seconds: how long a call is tried again while the service is away or busy.
             reconnect_seconds: the same once a video is being waited for, streamed or downloaded.
-            timeout_seconds: longest silence on a connection; above the service's heartbeat of 15 s.
+            timeout_seconds: longest silence on a connection; above the service's heartbeat of 15 s. An upload is
+                answered when it is decoded, and waited for three minutes at least.
 
         Raises:
             ValueError: `url` is no http or https URL, or holds a password; `api_key` is not printable ASCII.
@@ -685,15 +682,18 @@ class _Client:
         # the rest of it would be that of another file.
         name = f".{quote(video_id, safe='')}.{variant}{'.so-far' if so_far else ''}"
         part, sink = _open_part(place.parent, name)
-        kept = not so_far and part.name == f"{name}.part"
-        with sink:
+        locked = part.name == f"{name}.part"
+        with ExitStack() as stack:
+            if not locked:
+                stack.callback(part.unlink, missing_ok=True)  # once it is closed, for Windows
+            stack.enter_context(sink)
             try:
                 if so_far:
                     _restart(sink)
                 yield from self._fetch(*content, sink)
-                yield _Block(partial(_install, sink, part, place))
+                yield _Block(partial(_install, sink, part, place, locked=locked))
             finally:
-                if _is_at(part, sink) and not (kept and sink.tell()):
+                if locked and _is_at(part, sink) and (so_far or not sink.tell()):
                     part.unlink()
         return target
 
@@ -864,6 +864,7 @@ class _Client:
                     failures, heard = 0, time.monotonic()
                     for event in parser.feed(data):
                         yield from hand_over(event)
+                        heard = time.monotonic()  # what the caller did meanwhile was no silence
                         after = event.id or after
                         if event.terminal:
                             yield _Close(body)
@@ -1152,6 +1153,10 @@ def _uploaded(upload: Upload) -> tuple[str, bytes]:
 
 
 def _build(http: httpx.Client | httpx.AsyncClient, send: _Send) -> httpx.Request:
+    timeout = http.timeout
+    if send.file is not None:
+        read = max(timeout.read or 0.0, _UPLOAD_SECONDS)
+        timeout = httpx.Timeout(**(timeout.as_dict() | {"read": read}))
     return http.build_request(
         send.method,
         send.path,
@@ -1160,6 +1165,7 @@ def _build(http: httpx.Client | httpx.AsyncClient, send: _Send) -> httpx.Request
         data=None if send.form is None else dict(send.form),
         files=None if send.file is None else {"input_reference": send.file},
         headers=dict(send.headers),
+        timeout=timeout,
     )
 
 
@@ -1198,18 +1204,22 @@ def _extent(response: httpx.Response) -> tuple[int, int | None]:
 
 
 def _open_part(folder: Path, name: str) -> tuple[Path, BinaryIO]:
-    """A file for what arrives, and where it is: `name`.part, or a new one if somebody writes to that already."""
-    part = folder / f"{name}.part"
-    sink = part.open("ab")
-    try:
-        _lock(sink)
-        # Who had it until now has made it the finished file, or removed it.
-        mine = _is_at(part, sink)
-    except OSError:  # it is taken, or this file system knows no locks
-        mine = False
-    if mine:
-        return part, sink
-    sink.close()
+    """A file for what arrives, and where it is: `name`.part, locked, or a new one if somebody writes to that already.
+
+    It is a new one, too, where nobody can tell whether somebody does.
+    """
+    if _LOCKS:
+        part = folder / f"{name}.part"
+        sink = part.open("ab")
+        try:
+            flock(sink, LOCK_EX | LOCK_NB)
+            # Who had it until now has made it the finished file, or removed it.
+            mine = _is_at(part, sink)
+        except OSError:  # it is taken, or this file system knows no locks
+            mine = False
+        if mine:
+            return part, sink
+        sink.close()
     private = folder / f"{name}.{uuid.uuid4().hex}.part"
     return private, private.open("xb")
 
@@ -1221,9 +1231,12 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
         return False
 
 
-def _install(sink: BinaryIO, part: Path, place: Path) -> None:
+def _install(sink: BinaryIO, part: Path, place: Path, *, locked: bool) -> None:
     sink.flush()
     os.fsync(sink.fileno())
+    # Windows moves no file that is open. A lock is kept, or somebody would go on with what is finished.
+    if not locked:
+        sink.close()
     part.replace(place)
 
 

@@ -23,6 +23,7 @@ from app.limits import DailySecondsExceeded, RequestRate, TooManyQueued, announc
 from app.metrics import Metrics
 from app.overdrawn import finish_overdrawn
 from app.removal import sweep
+from app.revoked import cancel_revoked
 from app.schemas import ChunkObject, VideoObject, chunk_object, format_seconds, video_object
 from app.settings import Settings
 from app.signatures import Signer
@@ -32,6 +33,13 @@ from app.storage import ObjectStore, store_of
 _REDIS_SECONDS = 1.5
 _STORE_SECONDS = 5.0
 _ATTEMPTS = 2
+
+THREADS = 64
+"""Requests that may wait for Redis or the store at the same time; event streams need no thread."""
+
+# A transaction that watches keys has a connection, and reads over another meanwhile: with fewer than two for each
+# thread all could hold their first and wait for the second. The others are for upkeep and event streams.
+_CONNECTIONS = 2 * THREADS + 16
 
 
 class Context:
@@ -48,7 +56,12 @@ class Context:
         self.origin = settings.public_url or ""
         url = settings.redis_url.get_secret_value()
         self.videos = VideoStore(
-            connect(url, timeout_seconds=_REDIS_SECONDS, retries=_ATTEMPTS - 1),
+            connect(
+                url,
+                max_connections=_CONNECTIONS,
+                timeout_seconds=_REDIS_SECONDS,
+                retries=_ATTEMPTS - 1,
+            ),
             origin=self.origin,
             max_events=settings.max_events,
             max_queued=settings.max_queued,
@@ -112,6 +125,10 @@ class Context:
                 announce(self.videos.redis, self.keyring.all(), self.settings)
                 finish_overdrawn(self.videos, self.keyring.all(), self.settings)
 
+        def revoked() -> None:
+            if self.keyring is not None:
+                cancel_revoked(self.videos, self.keyring.all())
+
         def histories() -> None:
             self.videos.find_ended()
             while self.videos.cut_histories():
@@ -120,6 +137,7 @@ class Context:
         return {
             "removal of expired videos": expire,
             "limits of API keys": limits,
+            "videos of revoked API keys": revoked,
             "events of ended videos": histories,
         }
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from app.jobs.migrations import RecordError
-from app.keys import redact
+from app.redaction import redact
 from app.storage.objects import (
     InvalidKey,
     ObjectNotFound,

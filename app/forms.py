@@ -51,13 +51,14 @@ async def read_body(
 ) -> AsyncIterator[dict[str, Any]]:
     """The fields of a request's body. Form scalars stay strings; files are `FilePart`s, closed in the end.
 
+    A thread reads what is large: other requests do not wait for that.
     The limits are for the files of a form, and for what is beside them and in memory; None: the body's own limit is
     enough. Raises `APIError`: 400 for a malformed body, 413 for a larger one, 415 for another media type.
     """
     media_type, options = parse_options_header(request.headers.get("content-type"))
     match media_type.lower():
         case b"application/json":
-            yield _from_json(await request.body())
+            yield await run_in_threadpool(_from_json, await request.body())
         case b"multipart/form-data":
             parts = _Parts(max_file_bytes, max_text_bytes)
             try:
@@ -65,7 +66,7 @@ async def read_body(
             finally:
                 parts.close()
         case b"application/x-www-form-urlencoded":
-            yield nested(_from_urlencoded(await request.body()))
+            yield await run_in_threadpool(_from_urlencoded, await request.body())
         case _:
             raise APIError(
                 415,
@@ -125,9 +126,9 @@ def _from_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _from_urlencoded(body: bytes) -> list[tuple[str, str]]:
+def _from_urlencoded(body: bytes) -> dict[str, Any]:
     try:
-        return parse_qsl(
+        fields = parse_qsl(
             body.decode(),
             keep_blank_values=True,
             strict_parsing=bool(body),
@@ -136,6 +137,7 @@ def _from_urlencoded(body: bytes) -> list[tuple[str, str]]:
         )
     except ValueError as error:
         raise _malformed("The urlencoded body is malformed.") from error
+    return nested(fields)
 
 
 async def _from_multipart(request: Request, boundary: bytes, parts: _Parts) -> dict[str, Any]:

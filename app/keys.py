@@ -25,10 +25,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.redaction import redact
+
 log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"lt_([0-9a-f]{12})_([0-9a-f]{64})", re.ASCII)
-_SECRET = re.compile(r"(lt_[0-9a-f]{1,12}_)[0-9a-f]{8,}|((?:api_key|access_token|sig)=)[^&\s\"'\\]+")
 _ID_PATTERN = r"^[0-9a-f]{12}$"
 
 
@@ -67,11 +68,6 @@ class _File(BaseModel):
 
     version: Literal[1] = 1
     keys: list[ApiKey] = Field(default_factory=list)
-
-
-def redact(text: str) -> str:
-    """The text without the secret of any API key or signed URL in it."""
-    return _SECRET.sub(lambda found: f"{found[1] or found[2]}…", text)
 
 
 class KeyFile:

@@ -7,7 +7,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from app.keys import redact
+from app.redaction import redact
 from app.settings import Settings
 
 # What a LogRecord has anyway; everything else came in by `extra=`.

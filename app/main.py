@@ -31,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app import __version__
 from app.auth import Authenticate, check_exposure, is_playback, is_public
-from app.context import Context
+from app.context import THREADS, Context
 from app.errors import (
     APIError,
     from_record,
@@ -56,9 +56,6 @@ from app.upkeep import Upkeep
 from app.webhooks import WebhookSender
 
 log = logging.getLogger(__name__)
-
-# Requests that may wait for Redis or the store at the same time; event streams need no thread.
-_THREADS = 64
 
 _MAX_HEAD_BYTES = 64 * 1024
 
@@ -93,7 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         await context.events.start()
         upkeep = Upkeep(context.chores(), settings.sweep_seconds)
         upkeep.start()
@@ -189,11 +186,13 @@ class _Protocol(HttpToolsProtocol):
     """What is not even HTTP is refused in the shape of all other errors, and so is a head that does not end.
 
     A client that takes nothing of its answers any more loses its connection. Whatever was sending to it ends by that.
+    One loses it, too, that sends no whole head of its first request, or of a later one once it has begun with it.
     """
 
     _in_head = True
     _head_bytes = 0
     _look: asyncio.TimerHandle | None = None
+    _head_due: asyncio.TimerHandle | None = None
 
     def __init__(self, idle_seconds: float, **given: Any) -> None:
         super().__init__(**given)
@@ -202,6 +201,7 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # paused is then as long as anything waits for the client
+        self._wait_for_head()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -213,6 +213,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._look_no_more()
+        self._wait_no_more()
         super().connection_lost(exc)
 
     def _look_later(self) -> None:
@@ -238,7 +239,20 @@ class _Protocol(HttpToolsProtocol):
             waiting += int.from_bytes(held, sys.byteorder)
         return waiting
 
+    def _wait_for_head(self) -> None:
+        self._head_due = self.loop.call_later(self._idle_seconds, self._give_up)
+
+    def _wait_no_more(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+
+    def _give_up(self) -> None:
+        log.info("a client sends no whole request: cut off")
+        self.transport.abort()
+
     def data_received(self, data: bytes) -> None:
+        if self.timeout_keep_alive_task is not None:  # all was answered; from now on uvicorn waits for ever
+            self._wait_for_head()
         super().data_received(data)
         if self._in_head:
             self._head_bytes += len(data)
@@ -251,6 +265,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._wait_no_more()
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:

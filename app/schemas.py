@@ -12,11 +12,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from app.errors import invalid
 from app.forms import FilePart, json_value
 from app.jobs.deliveries import DeliveryRecord, Outcome, Secret
 from app.jobs.estimate import Place
@@ -31,6 +33,7 @@ from app.jobs.job import (
     Video,
     WebhookEvent,
 )
+from app.settings import Settings
 
 ENDLESS: Literal["endless"] = "endless"
 
@@ -100,6 +103,26 @@ def _json_in_text(value: Any) -> Any:
         raise _wrong(f"it is not JSON: {error}") from None
 
 
+def _timeline(value: Any, info: ValidationInfo[Settings]) -> Any:
+    """Prompts, before any of them is looked at: a body has room for hundreds of thousands."""
+    value, most = _json_in_text(value), info.context.max_prompts
+    if isinstance(value, list) and len(value) > most:
+        raise _wrong(f"it has {len(value)} prompts, {most} are allowed")
+    return value
+
+
+def _labels(value: Any, info: ValidationInfo[Settings]) -> Any:
+    """Labels, before any of them is looked at. Raises `APIError` 400 for more than there may be."""
+    value, most = _json_in_text(value), info.context.max_metadata_bytes
+    if isinstance(value, dict):
+        texts = (text for pair in value.items() for text in pair if isinstance(text, str))
+        size = sum(len(text.encode(errors="surrogatepass")) for text in texts)
+        if size > most:
+            message = f"metadata has {size} bytes, {most} are allowed."
+            raise invalid(message, param="metadata", code="metadata_too_large")
+    return value
+
+
 def _source(value: Any) -> Any:
     if isinstance(value, FilePart):
         raise _wrong("it names a video of this service, as video[id]; a file can be an input_reference")
@@ -124,11 +147,11 @@ Words = Annotated[str, BeforeValidator(_words, json_schema_input_type=str)]
 Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float | str)]
 Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int | str)]
 Length = Annotated[float | Literal["endless"], BeforeValidator(_length, json_schema_input_type=float | str)]
-Metadata = Annotated[dict[Text, Text], BeforeValidator(_json_in_text)]
+Metadata = Annotated[dict[Text, Text], BeforeValidator(_labels)]
 
 
 class _Request(BaseModel):
-    """The body of a request. Absent and null are the same."""
+    """The body of a request, validated with the server's `Settings` as context. Absent and null are the same."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -214,7 +237,7 @@ class CreateVideo(_MakeVideo):
     )
 
     prompt: Words | None = Field(None, description="What to show. With `prompts`: the text from second 0 on.")
-    prompts: Annotated[list[PromptAt], BeforeValidator(_json_in_text)] | None = Field(
+    prompts: Annotated[list[PromptAt], BeforeValidator(_timeline)] | None = Field(
         None,
         description="A timeline of prompts; in a form one JSON string. The first is at 0.",
     )

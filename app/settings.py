@@ -94,7 +94,8 @@ class Settings(BaseSettings):
     idle_seconds: float = Field(
         300.0,
         gt=0,
-        description="A client that takes nothing of an answer, or sends nothing of a body, for this long is cut off.",
+        description="A client that takes nothing of an answer, or sends nothing of a body, for this long is cut off; "
+        "so is one that takes longer to send the head of a request.",
     )
     shutdown_seconds: float = Field(5.0, gt=0, description="Grace for open requests when the API stops.")
 
@@ -151,7 +152,8 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(
         60.0,
         gt=0,
-        description="How often each API process looks for videos whose time is up and for changed limits of keys.",
+        description="How often each API process looks for videos whose time is up, for changed limits of keys and for "
+        "videos of revoked ones.",
     )
     max_events: int = Field(
         20_000, ge=100, description="Events kept per video for replay; of older ones only chunks are told."

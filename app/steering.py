@@ -13,7 +13,7 @@ from app.jobs.estimate import chunks_needed, forwards_needed
 from app.jobs.job import ModelCard, PendingPrompt, Status, Video, VideoSpec
 from app.schemas import SteerVideo, UpdateVideo, format_seconds
 from app.settings import Settings
-from app.specification import check_at, check_metadata, check_seconds, check_text, frames_of, longest
+from app.specification import check_at, check_seconds, check_text, frames_of, longest
 
 
 def finish(video: Video) -> Video:
@@ -34,7 +34,7 @@ def update(video: Video, asked: UpdateVideo, settings: Settings, card: ModelCard
     changes: dict[str, Any] = {}
     state = video.state
     if asked.metadata is not None:
-        changes["metadata"] = check_metadata(asked.metadata, settings)
+        changes["metadata"] = asked.metadata
     if asked.seconds is not None:
         spec = video.spec
         seconds = check_seconds(asked.seconds, spec.fps, settings, most=longest(video, settings))

@@ -1,6 +1,6 @@
 """`longtake up`: Redis, API and workers of one data folder as one process tree.
 
-    DIR/redis/    data of the embedded server          DIR/logs/   what each child wrote
+    DIR/redis/    data of the embedded server          DIR/logs/   what each child wrote, of late and before (.log.1)
     DIR/objects/  the object store                      DIR/run/    process ids while it runs, and the lock
 
 One thread starts, watches and restarts the children. They end with it, in the order in which nothing is lost: workers
@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -119,6 +120,14 @@ class LogFollower:
                 self.path.replace(self.path.with_suffix(".log.1"))
         with suppress(OSError):
             self._position = self.path.stat().st_size
+
+    def rotate(self) -> None:
+        """Puts a long log aside while it is written to: all that write to it append, and go on at its beginning."""
+        with suppress(OSError):
+            if self.path.stat().st_size > _LOG_BYTES:
+                shutil.copyfile(self.path, self.path.with_suffix(".log.1"))
+                os.truncate(self.path, 0)
+                self._position = 0
 
     def alarms(self) -> list[str]:
         """Lines of warnings and errors written since the last call."""
@@ -362,6 +371,7 @@ class Supervisor:
         # Redis has its own idea of a warning, and what matters of it shows up in the others' logs.
         for line in () if child.name == "redis" else child.log.alarms():
             self.warn(f"{child.name}: {line}")
+        child.log.rotate()
         if child.due:
             try:
                 child.start()

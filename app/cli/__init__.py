@@ -17,7 +17,8 @@ from app.cli import evaluate, generate, keys, services, videos, webhooks
 from app.cli.grammar import CommandError, Commands
 from app.client import LongtakeError, NotAuthorized, ServiceError
 from app.embedded import EmbeddedRedisError
-from app.keys import KeysError, redact
+from app.keys import KeysError
+from app.redaction import redact
 from app.supervisor import BAD_USAGE, UpError
 
 INTERRUPTED = 130

@@ -49,7 +49,9 @@ def add(commands: Commands) -> None:
             flag, type=kind, metavar="N", help=f"limit: {what}; 0: none (default: LONGTAKE_KEY_*)"
         )
     action("list", _list_keys, "list all keys, the revoked ones too")
-    revoke = action("revoke", _revoke_key, "end a key for good; what it made stays, and nobody sees it")
+    revoke = action(
+        "revoke", _revoke_key, "end a key for good: what it makes is cancelled, what it made stays unseen"
+    )
     revoke.add_argument("key_id", metavar="ID", help="id of the key, as `list` shows it")
 
 

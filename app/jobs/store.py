@@ -47,7 +47,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
@@ -628,8 +628,10 @@ class VideoStore:
             return Created(video, replayed=False)
 
         watched = [video_key(spec.id), *([idem] if idem else [])]
-        if limits.max_queued or limits.seconds_per_day:
-            watched.append(owner_key(spec.owner))  # changed by every other video that counts against them
+        if limits.max_queued:
+            watched.append(owner_key(spec.owner))  # changed by every other video that counts against it
+        if limits.seconds_per_day:
+            watched.append(account)  # changed by every video that is asked for, or made longer, meanwhile
         return optimistically(self.redis, transact, *watched)
 
     def replayed(self, owner: str, key: str, digest: str) -> Video | None:
@@ -682,6 +684,18 @@ class VideoStore:
             return changed
 
         return optimistically(self.redis, transact, video_key(video_id))
+
+    def uncancelled(self, owners: Collection[str]) -> list[str]:
+        """Ids of the owners' videos that have not ended and that nobody has asked to cancel."""
+        ids = [video_id.decode() for video_id in self.redis.hkeys(ACTIVE_KEY)]
+        pipe = self.redis.pipeline(transaction=False)
+        for video_id in ids:
+            pipe.hmget(video_key(video_id), "owner", "cancel_requested")
+        return [
+            video_id
+            for video_id, (owner, cancelled) in zip(ids, pipe.execute(), strict=True)
+            if (owner or b"").decode() in owners and cancelled != b"true"
+        ]
 
     def request_pause(self, video_id: str) -> Video:
         """Pauses a waiting video at once and tells a running one to rest after its next chunk.
@@ -922,8 +936,11 @@ class VideoStore:
         pipe.delete(*_keys(spec.id))
         pipe.lrem(queue.waiting_key(name), 0, spec.id)
         pipe.hset(video_key(spec.id), mapping=_record(video))
-        if spec.owner:  # it was paid for when it was asked for
-            pipe.hset(video_key(spec.id), "charged", asked_milliseconds(spec))
+        if spec.owner:
+            # It was paid for when it was asked for, and what was made beyond that when it was made.
+            made = max((chunk.first_frame + chunk.frames for chunk in manifest.chunks), default=0)
+            charged = max(asked_milliseconds(spec), made * 1000 // spec.fps)
+            pipe.hset(video_key(spec.id), "charged", charged)
         if manifest.chunks:
             pipe.rpush(chunks_key(spec.id), *(chunk.model_dump_json() for chunk in manifest.chunks))
         pipe.zadd(owner_key(spec.owner), {spec.id: spec.created_at})

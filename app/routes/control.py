@@ -119,7 +119,7 @@ async def update_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject
     begun of it: asked for less than that, it ends there, and `seconds` tells.
     """
     async with read_body(request) as fields:
-        asked = parse(UpdateVideo, fields)
+        asked = await run_in_threadpool(parse, UpdateVideo, fields, ctx.settings)
     if not asked.model_fields_set:
         raise invalid("There is nothing to change.", param=None, code="missing_required_parameter")
 
@@ -144,7 +144,7 @@ async def steer_video(video_id: str, request: Request, ctx: Ctx) -> VideoObject:
     the same video again. A prompt that comes too late for any chunk stays in `pending_prompts`.
     """
     async with read_body(request) as fields:
-        asked = parse(SteerVideo, fields)
+        asked = await run_in_threadpool(parse, SteerVideo, fields, ctx.settings)
     return await run_in_threadpool(_ask, ctx, video_id, lambda video: steer(video, asked, ctx.settings))
 
 

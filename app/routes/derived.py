@@ -35,7 +35,7 @@ async def extend_video(
     video's first new chunk is there, the source may be deleted. A cancelled video is continued after its last chunk.
     """
     async with read_body(request) as fields:
-        asked = parse(ExtendVideo, fields)
+        asked = await run_in_threadpool(parse, ExtendVideo, fields, ctx.settings)
 
     def make() -> VideoObject:
         body_digest = digest(asked, "extend")
@@ -64,7 +64,7 @@ async def remix_video(
     It is as long as the other is, if a video of that length may be asked for; endless, if the other still is.
     """
     async with read_body(request) as fields:
-        asked = parse(RemixVideo, fields)
+        asked = await run_in_threadpool(parse, RemixVideo, fields, ctx.settings)
 
     def make() -> VideoObject:
         body_digest = digest(asked, "remix", video_id)

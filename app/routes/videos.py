@@ -61,10 +61,11 @@ async def create_video(
         max_text_bytes=limits.max_body_bytes + limits.max_data_url_bytes,
     )
     async with given as fields:
-        asked = parse(CreateVideo, fields)
+        asked = await run_in_threadpool(parse, CreateVideo, fields, limits)
         upload = await run_in_threadpool(reference_of, asked, limits)
         with closing(upload) if upload is not None else nullcontext():
-            body_digest = digest(asked, "create", upload.sha256 if upload is not None else "")
+            file_digest = upload.sha256 if upload is not None else ""
+            body_digest = await run_in_threadpool(digest, asked, "create", file_digest)
             created = await run_in_threadpool(replayed, ctx, idempotency_key, body_digest)
             if created is None:
                 spec = await run_in_threadpool(lambda: specify(asked, ctx.videos.models(), limits))

@@ -103,7 +103,7 @@ async def rotate_webhook_secret(request: Request, response: Response, ctx: Ctx) 
     asked = RotateSecret()
     if await request.body():
         async with read_body(request) as fields:
-            asked = parse(RotateSecret, fields)
+            asked = await run_in_threadpool(parse, RotateSecret, fields, ctx.settings)
     overlap = asked.overlap_seconds
     if overlap is None:
         overlap = ctx.settings.webhook_secret_overlap_seconds

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +16,14 @@ from contextlib import suppress
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 from pydantic import SecretStr
 
+import app.client
 from app.client import (
     AsyncLongtakeClient,
     Conflict,
@@ -267,6 +271,21 @@ def test_create_uploads_what_the_video_begins_with(
     assert [one.id for one in client.list()] == [video.id]
 
 
+@pytest.mark.parametrize(("timeout", "waited"), [(5.0, 180.0), (60.0, 180.0), (600.0, 600.0)])
+def test_an_upload_is_waited_for_as_long_as_it_may_take(timeout: float, waited: float) -> None:
+    seen: list[dict[str, float]] = []
+    with (
+        receiving(*[told(400, {"error": {"message": "no"}})] * 2) as service,
+        LongtakeClient(service.origin, timeout_seconds=timeout) as client,
+    ):
+        client._http.event_hooks = {"request": [lambda asked: seen.append(asked.extensions["timeout"])]}
+        for given in ({"input_reference": b"a picture"}, {"seconds": 2}):
+            with pytest.raises(InvalidRequest):
+                client.create("A red ball", **given)
+    assert [one["read"] for one in seen] == [waited, timeout]
+    assert seen[0] == {**seen[1], "read": waited}
+
+
 def test_create_and_poll_waits(client: LongtakeClient, api: Api) -> None:
     def work() -> None:
         while (taken := api.worker.videos.take("builtin", "double", 60)) is None:
@@ -395,6 +414,25 @@ def test_events_wait_as_long_as_the_server_asks_before_they_reconnect() -> None:
     parser = EventParser()
     assert list(parser.feed(b"retry: 250\n\nevent: status\n")) == []
     assert parser.retry_seconds == 0.25
+
+
+def test_what_the_caller_does_between_two_events_is_no_silence_of_the_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=lambda _: None)
+    monkeypatch.setattr(app.client, "time", clock)
+    types = ["status", "progress", "completed"]
+    answers = [
+        status(200, f"event: {one}\ndata: {{}}\n\n".encode(), Content_Type="text/event-stream")
+        for one in types  # each over a connection of its own
+    ]
+    told = []
+    with receiving(*answers) as service, LongtakeClient(service.origin) as client:
+        for event in client.events("video_1"):
+            told.append(event.type)
+            now += 3600
+    assert told == types
 
 
 def test_leaving_an_event_stream_closes_its_connection(client: LongtakeClient, api: Api) -> None:
@@ -581,6 +619,42 @@ def test_download_goes_through_links_and_pipes_and_leaves_them(
     assert pipe.is_fifo()
     reader.join(60)
     assert read == [data]
+
+
+def test_the_client_can_be_imported_on_windows() -> None:
+    """What Python has on Unix only is not there."""
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('fcntl', 'termios', 'resource', 'pwd', 'grp')))\n"
+        "from app.client import LongtakeClient"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(app.__file__).parents[1])
+
+
+def test_download_moves_and_removes_no_open_file_where_there_are_no_locks(
+    client: LongtakeClient, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which refuses both."""
+
+    def closed(change: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(path: Path, *others: Path, **options: bool) -> Any:
+            opened = [number.resolve() for number in Path("/proc/self/fd").iterdir()]
+            assert path.suffix != ".part" or path not in opened
+            return change(path, *others, **options)
+
+        return checked
+
+    monkeypatch.setattr(app.client, "_LOCKS", False)
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, closed(getattr(Path, name)))
+    video = client.create("A red ball", seconds=2)
+    with pytest.raises(NotReady):
+        client.download(video.id, tmp_path / "video.mp4")
+    assert list(tmp_path.glob(".*.part")) == []
+    api.worker.make(video.id)
+    client.download(video.id, tmp_path / "video.mp4")
+    assert (tmp_path / "video.mp4").read_bytes() == client.read(video.id)
+    assert list(tmp_path.glob(".*.part")) == []
 
 
 def test_download_of_an_unfinished_video_leaves_no_file(client: LongtakeClient, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def codes() -> Iterator[str]:
                 arguments = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
                 if name == "UploadError":
                     arguments += node.args[:1]
+                if name == "InvalidReceiver":
+                    arguments += node.args[1:]
                 if name != "JobError":
                     yield from (str(one.value) for one in arguments if isinstance(one, ast.Constant))
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from app.keys import KeyFile, Keyring, KeysError, UnknownKey, redact
+from app.keys import KeyFile, Keyring, KeysError, UnknownKey
+from app.redaction import redact
 from app.settings import Settings
 from tests.app.conftest import Tenants, owner_of, running_tenants
 

@@ -13,7 +13,9 @@ import pytest
 from pydantic import SecretStr
 
 from app.embedded import EmbeddedRedis
-from app.limits import LIMITS_KEY, spent_key
+from app.jobs.job import Video, new_video_id
+from app.jobs.manifest import Manifest
+from app.limits import LIMITS_KEY, DailySecondsExceeded, Limits, spent_key
 from app.settings import Settings
 from tests.app.conftest import CHUNK_FRAMES, FIRST_CHUNK_FRAMES, FPS, Tenants, owner_of, running_tenants
 from tests.conftest import Eventually
@@ -191,6 +193,49 @@ def test_what_is_made_beyond_what_was_asked_counts_as_it_is_made(tenants: Tenant
     tenants.api.worker.videos.commit_chunk(video.spec, tenants.api.worker.fences[video_id], records[-1])
     assert spent_milliseconds(tenants, client) == made
     assert post(client, 1).status_code == 429
+
+
+def test_a_video_that_is_back_from_the_bucket_is_not_charged_again(tenants: Tenants, redis_url: str) -> None:
+    client, worker = tenants.join(), tenants.api.worker
+    video_id = tenants.create(client, seconds=1)["id"]
+    worker.claim(video_id)
+    for index in range(4):
+        worker.commit(video_id, index)
+    video = worker.videos.get(video_id)
+    assert video is not None
+    manifest = Manifest.of(video, worker.videos.chunks(video_id))
+    worker.videos.redis.flushall()
+    worker.videos.restore(manifest)
+    worker.claim(video_id)
+    worker.commit(video_id, 4)
+    frames = FIRST_CHUNK_FRAMES + 3 * CHUNK_FRAMES
+    assert spent_milliseconds(tenants, client) == (frames + CHUNK_FRAMES) * 1000 // FPS - frames * 1000 // FPS
+
+
+def test_a_day_is_not_overdrawn_by_a_video_made_longer_while_another_is_asked_for(
+    tenants: Tenants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, videos = tenants.join(), tenants.api.worker.videos
+    known = videos.get(tenants.create(client, seconds=2)["id"])
+    assert known is not None
+    now = videos._now
+
+    def longer(video: Video) -> Video:
+        return Video(spec=video.spec.model_copy(update={"seconds": 8.0}), state=video.state)
+
+    def meanwhile() -> float:  # what is left of the day has been read
+        monkeypatch.setattr(videos, "_now", now)
+        videos.request(known.id, longer, limits=limits)
+        return now()
+
+    monkeypatch.setattr(videos, "_now", meanwhile)
+    spec, limits = (
+        known.spec.model_copy(update={"id": new_video_id(), "seconds": 5.0}),
+        Limits(seconds_per_day=10),
+    )
+    with pytest.raises(DailySecondsExceeded):
+        videos.create(spec, limits=limits)
+    assert spent_milliseconds(tenants, client) == 8000
 
 
 def test_a_repeated_request_and_a_refused_one_cost_nothing(tenants: Tenants) -> None:

@@ -267,6 +267,37 @@ def test_log_follower_tells_only_what_is_new_and_alarming(tmp_path: Path) -> Non
     assert follower.last_line() == "x WARNING half"
 
 
+def test_a_log_that_grows_long_is_put_aside_while_it_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LOG_BYTES", 20)
+    log = tmp_path / "api.log"
+    follower = LogFollower(log)
+    with log.open("ab", buffering=0) as child:
+        child.write(b"x ERROR short\n")
+        follower.rotate()
+        assert not (tmp_path / "api.log.1").exists()
+        child.write(b"x ERROR long\nx WARN")
+        assert follower.alarms() == ["x ERROR short", "x ERROR long"]
+        follower.rotate()
+        child.write(b"ING new\n")
+        assert follower.alarms() == ["x WARNING new"]
+    assert (tmp_path / "api.log.1").read_text() == "x ERROR short\nx ERROR long\nx WARN"
+    assert log.read_text() == "ING new\n"
+
+
+def test_logs_do_not_grow_without_bound_while_it_runs(
+    make: Callable[..., Running], stand_ins: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_LOG_BYTES", 1000)
+    stand_ins["api"] = "print('x' * 2000, flush=True)" + API
+    running = make()
+    running.run((running.data / "logs" / "api.log.1").exists, lambda: running.ready)
+    log = (running.data / "logs" / "api.log").read_text()
+    assert "xxx" not in log
+    assert "api ends" in log
+
+
 def test_a_long_log_is_put_aside_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_LOG_BYTES", 10)
     (tmp_path / "api.log").write_text("a long log\n")

@@ -15,7 +15,9 @@ import openai
 import pytest
 from starlette.routing import Route
 
+from app.jobs.job import Status
 from app.jobs.store import events_key, video_key
+from app.keys import KeysError
 from app.main import _ROUTERS
 from app.settings import Settings
 from app.storage.objects import final_key, video_prefix
@@ -314,6 +316,46 @@ def test_videos_of_a_revoked_key_stay_and_nobody_sees_them(house: House) -> None
     tenants.api.error(signed, 401, "invalid_signature")
     assert tenants.api.worker.videos.get(house.video_id) is not None
     assert house.remains()[2]
+
+
+def test_unfinished_videos_of_a_revoked_key_are_cancelled(tenants: Tenants) -> None:
+    owner, other, worker = tenants.join(), tenants.join(), tenants.api.worker
+    waiting, paused, running, done = (tenants.create(owner)["id"] for _ in range(4))
+    not_theirs = tenants.create(other)["id"]
+    worker.claim(running)
+    worker.commit(running, 0)
+    worker.make(done)
+    assert owner.post(f"/v1/videos/{paused}/pause").status_code == 200
+
+    def states() -> list[tuple[Status, bool]]:
+        videos = worker.videos.get_many([waiting, paused, running, done, not_theirs])
+        return [(video.state.status, video.state.cancel_requested) for video in videos]
+
+    before = states()
+    cancel = tenants.api.context.chores()["videos of revoked API keys"]
+    content = tenants.keys.path.read_text()
+    tenants.keys.path.write_text('{"version": 1, "keys": []}')
+    cancel()  # a key that is not in the file was lost, maybe
+    for broken in ("{", None):
+        if broken is None:
+            tenants.keys.path.unlink()
+        else:
+            tenants.keys.path.write_text(broken)
+        with pytest.raises(KeysError):
+            cancel()
+    tenants.keys.path.write_text(content)
+    cancel()
+    assert states() == before
+    tenants.keys.revoke(owner_of(owner))
+    for _ in range(2):
+        cancel()
+        assert states() == [
+            (Status.CANCELLED, True),
+            (Status.CANCELLED, True),
+            (Status.IN_PROGRESS, True),
+            (Status.COMPLETED, False),
+            (Status.QUEUED, False),
+        ]
 
 
 def test_what_was_made_before_keys_were_on_is_nobody_s(

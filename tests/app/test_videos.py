@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import av
@@ -11,8 +14,10 @@ import httpx
 import pytest
 from moto.server import ThreadedMotoServer
 
+from app import forms
 from app.jobs.job import JobError, Priority, Video, new_video_id
 from app.jobs.store import owner_key, video_key
+from app.routes import control, derived, videos, webhooks
 from app.settings import Settings
 from app.storage.objects import video_prefix
 from tests.app.conftest import CARD, FIRST_CHUNK_FRAMES, Api, running_api
@@ -162,12 +167,16 @@ BAD = [
     ({"metadata": {"a": 1}}, "invalid_value", "metadata.a"),
     ({"metadata": {"a": "\x00"}}, "invalid_value", "metadata.a"),
     ({"metadata": {"a": "x" * 20_000}}, "metadata_too_large", "metadata"),
+    ({"metadata": {"a": 1, "b": "x" * 20_000}}, "metadata_too_large", "metadata"),
+    ({"metadata": json.dumps({"x" * 20_000: 1})}, "metadata_too_large", "metadata"),
     ({"metadata": "{"}, "invalid_value", "metadata"),
     ({"metadata": [1]}, "invalid_value", "metadata"),
     ({"metadata": '{"a": "1", "a": "2"}'}, "invalid_value", "metadata"),
     ({"prompts": '[{"at": 0, "text": "B", "at": 1}]'}, "invalid_value", "prompts"),
     ({"prompts": "[{]"}, "invalid_value", "prompts"),
     ({"prompts": NESTED}, "invalid_value", "prompts"),
+    ({"prompts": [1] * 501}, "invalid_value", "prompts"),
+    ({"prompts": json.dumps([1] * 501)}, "invalid_value", "prompts"),
     ({"prompts": [{"at": 1, "text": "B"}], "prompt": None}, "invalid_value", "prompts[0].at"),
     ({"prompts": [{"at": 0, "text": "B"}]}, "invalid_value", "prompts[0].at"),
     ({"prompts": [{"at": 1, "text": "B"}, {"at": 1, "text": "C"}]}, "invalid_value", "prompts[1].at"),
@@ -261,6 +270,42 @@ def test_a_file_where_there_is_none_is_refused_by_name(api: Api) -> None:
     files = {"prompt": (None, "a"), "image": ("a.png", b"\x89PNG", "image/png")}
     api.error(api.http.post("/v1/videos", files=files), 400, "unknown_parameter", "image")
     api.error(api.http.post("/v1/videos", files={"prompt": ("a.txt", b"a")}), 400, "invalid_value", "prompt")
+
+
+def test_no_other_request_waits_while_a_body_is_read(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read, checked and hashed in threads: where the event loop runs nothing of that is done."""
+    called: list[str] = []
+
+    def in_a_thread(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def checked(*given: Any, **options: Any) -> Any:
+            with pytest.raises(RuntimeError, match="no running event loop"):
+                asyncio.get_running_loop()
+            called.append(name)
+            return function(*given, **options)
+
+        monkeypatch.setattr(module, name, checked)
+
+    for module, name in (
+        (forms, "json_value"),
+        (forms, "parse_qsl"),
+        (videos, "parse"),
+        (videos, "digest"),
+        (derived, "parse"),
+        (control, "parse"),
+        (webhooks, "parse"),
+    ):
+        in_a_thread(module, name)
+    address = f"/v1/videos/{api.create()['id']}"
+    assert api.http.post("/v1/videos", data={"prompt": "A ball", "seconds": "2"}).status_code == 200
+    assert api.http.patch(address, json={"seconds": 3}).status_code == 200
+    assert api.http.post(f"{address}/prompts", json={"text": "A cube"}).status_code == 200
+    assert api.http.post(f"{address}/remix", json={"prompt": "A cube"}).status_code == 200
+    extension = {"video": {"id": UNKNOWN}, "prompt": "A cube", "seconds": 4}
+    assert api.http.post("/v1/videos/extensions", json=extension).status_code == 404
+    assert api.http.post("/v1/webhook_secret/rotate", json={}).status_code == 200
+    assert Counter(called) == {"json_value": 6, "parse_qsl": 1, "parse": 7, "digest": 2}
 
 
 def test_a_body_above_the_limit_is_refused_also_when_its_length_is_not_announced(api: Api) -> None:

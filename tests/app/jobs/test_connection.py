@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from app.context import THREADS, Context
 from app.embedded import EmbeddedRedis
 from app.jobs.connection import Connection, connect, optimistically
 from app.jobs.job import Status, TimedPrompt, VideoSpec, new_video_id
 from app.jobs.store import VideoStore, video_key
+from app.settings import Settings
 from tests.conftest import Eventually
 from tests.faults.proxy import Relay
 
@@ -72,6 +76,22 @@ def watching_transaction(client: Connection) -> None:
         pipe.incr("n")
 
     optimistically(client, transact, "n")
+
+
+def test_as_many_transactions_as_the_api_has_threads_run_at_once(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.context._REDIS_SECONDS", 30.0)  # the machine may be busy
+    redis = Context(settings()).videos.redis
+    all_at_once = threading.Barrier(THREADS)
+
+    def transact(pipe: Connection) -> None:
+        all_at_once.wait(60)
+        redis.time()
+        pipe.multi()
+
+    with redis, ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda number: optimistically(redis, transact, f"key-{number}"), range(THREADS)))
 
 
 WRITES = [command, script, pipeline, transaction, script_in_a_transaction, watching_transaction]
