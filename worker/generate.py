@@ -32,6 +32,7 @@ from worker.checkpoint import (
     unpack_checkpoint,
     unpack_latents,
 )
+from worker.devices import device_failed, ran_out_of_memory
 from worker.direction import directed, first_open_chunk, prompt_timeline
 from worker.engine import Conditioning, Engine, Stopped, Track
 from worker.media.assemble import AssemblyError
@@ -62,11 +63,12 @@ PROMPTS_AT_ONCE = 16
 LEARN_SECONDS = 5.0
 
 
-# Code of the fault after which a process is not used any more.
+# Codes of the faults after which a process is not used any more.
 OUT_OF_MEMORY = "out_of_memory"
+GPU_ERROR = "gpu_error"
 
-# How libraries say it that have no error of their own for it.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+# A video that its process's GPU failed for another waits at most this long for the process to stop.
+SPOILED_SECONDS = 5.0
 
 
 class Outcome(Enum):
@@ -96,6 +98,21 @@ class _Cancelled(Exception):
     """The client wants no more of it."""
 
 
+class Spoiled:
+    """The fault after which the process is of no more use: a new one starts with all of its memory and its GPU."""
+
+    def __init__(self) -> None:
+        self.code: str | None = None
+        self._lock = threading.Lock()
+
+    def by(self, code: str) -> bool:
+        """Notes the first such fault; False for any later one."""
+        with self._lock:
+            first = self.code is None
+            self.code = self.code or code
+            return first
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """What all slots of a worker process share."""
@@ -107,8 +124,8 @@ class Runtime:
     engine: Engine
     worker: str
     shutdown: threading.Event
-    spoiled: threading.Event = field(default_factory=threading.Event)
-    """Set, then `shutdown`, when the process has run out of memory: a new one starts with all of it."""
+    spoiled: Spoiled = field(default_factory=Spoiled)
+    """Once it is, `shutdown` is set as soon as the video at fault has been dealt with."""
 
 
 def chunk_layout(spec: VideoSpec, model: VideoModel, settings: Settings) -> Layout:
@@ -531,6 +548,10 @@ class Generation:
         """An attempt came to nothing by the video's own fault, or the model's: again, or the end."""
         code, message = fault(error)
         self._log.error("attempt failed (%s)", code, exc_info=error)
+        if code in (OUT_OF_MEMORY, GPU_ERROR) and not self._runtime.spoiled.by(code) and code == GPU_ERROR:
+            # A GPU fails under all videos of its process at once; the first pays for it.
+            self._runtime.shutdown.wait(SPOILED_SECONDS)
+            raise _Preempted
         video = self._when_redis_answers(lambda: self._store.get(self._video_id))
         if video is None:
             raise VideoGone(self._video_id)
@@ -539,8 +560,7 @@ class Generation:
                 return self._release(count_attempt=True, standing="back")
             return self._fail(JobError(code=code, message=message))
         finally:
-            if code == OUT_OF_MEMORY:
-                self._runtime.spoiled.set()
+            if code in (OUT_OF_MEMORY, GPU_ERROR):
                 self._runtime.shutdown.set()
 
     def _fail(self, error: JobError) -> Outcome:
@@ -701,6 +721,8 @@ def fault(error: BaseException) -> tuple[str, str]:
     """Stable code and client's message of an error that ended an attempt. Details belong in the log only."""
     if ran_out_of_memory(error):
         return OUT_OF_MEMORY, "The worker ran out of memory while making this video."
+    if device_failed(error):
+        return GPU_ERROR, "The worker's GPU failed while making this video."
     match error:
         case BlackFrames():
             return "black_frames", "The model made nothing but black frames."
@@ -718,17 +740,6 @@ def fault(error: BaseException) -> tuple[str, str]:
             return "internal_error", "The worker failed while making this video."
         case _:
             return "model_error", "The model failed while making this video."
-
-
-def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that there was no memory left on the GPU or the CPU."""
-    while error is not None:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            return True
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _root(error: BaseException) -> Exception:

@@ -39,7 +39,7 @@ from app.signals import Signals
 from app.storage import ObjectStore, StorageError, StoreMisconfigured, store_of
 from worker.devices import device_of
 from worker.engine import Engine
-from worker.generate import Generation, Outcome, Runtime
+from worker.generate import GPU_ERROR, OUT_OF_MEMORY, Generation, Outcome, Runtime
 from worker.media.encode import EncoderSettings, EncodingError, encode_chunk
 from worker.models.base import Geometry, ModelLoadError, VideoModel
 from worker.models.registry import ModelDescription, describe, load_model
@@ -52,6 +52,7 @@ EXIT_BAD_SETTINGS = 2
 EXIT_NO_MODEL = 3
 EXIT_STALLED = 70
 EXIT_OUT_OF_MEMORY = 71
+EXIT_GPU_FAILED = 72
 
 # How long an idle slot waits before it looks at the queues again.
 IDLE_SECONDS = 0.1
@@ -282,7 +283,7 @@ class Process:
         ]
 
     def run(self, signals: Signals | None) -> int:
-        """Until there is a signal, or the shutdown flag is set (also where memory ran out); returns the exit code."""
+        """Until there is a signal, or the shutdown flag is set (also where it is spoiled); returns the exit code."""
         shutdown = self._runtime.shutdown
         for target, name in ((self._beat, "heartbeat"), (self._watch, "watchdog")):
             threading.Thread(target=target, name=name, daemon=True).start()
@@ -302,9 +303,12 @@ class Process:
         self._runtime.engine.close(timeout_seconds=0.5)
         with suppress(RedisError):
             self._runtime.store.worker_gone(self._runtime.worker, self._info())
-        if self._runtime.spoiled.is_set():
+        if self._runtime.spoiled.code == OUT_OF_MEMORY:
             log.critical("ran out of memory; ending this process, so that a new one starts with all of it")
             return EXIT_OUT_OF_MEMORY
+        if self._runtime.spoiled.code == GPU_ERROR:
+            log.critical("the GPU failed; ending this process, which cannot use it any more")
+            return EXIT_GPU_FAILED
         return EXIT_OK
 
     def _beat(self) -> None:
