@@ -32,6 +32,7 @@ from worker.checkpoint import (
     unpack_checkpoint,
     unpack_latents,
 )
+from worker.company import Company
 from worker.devices import device_failed, ran_out_of_memory
 from worker.direction import directed, first_open_chunk, prompt_timeline
 from worker.engine import Conditioning, Engine, Stopped, Track
@@ -126,6 +127,7 @@ class Runtime:
     shutdown: threading.Event
     spoiled: Spoiled = field(default_factory=Spoiled)
     """Once it is, `shutdown` is set as soon as the video at fault has been dealt with."""
+    company: Company = field(default_factory=Company)
 
 
 def chunk_layout(spec: VideoSpec, model: VideoModel, settings: Settings) -> Layout:
@@ -177,6 +179,7 @@ class Generation:
         self._told_stalled: str | None = None
         self._revision = ""
         self._spec: VideoSpec | None = None
+        self._suspect = False
         self._told_to_rest = False
         self._standing: Standing = "front"  # where it goes when it rests
 
@@ -211,6 +214,7 @@ class Generation:
             return Outcome.DROPPED
         finally:
             self._running = None
+            self._runtime.company.leave(self._lease)
 
     def _run(self) -> Outcome:
         fence = new_fence()  # of all tries, if an answer is lost
@@ -228,6 +232,10 @@ class Generation:
                 "any further: each time the worker was lost.",
             )
             return self._fail(error)
+        # The attempt before this one came to nothing, perhaps together with its worker and the other videos there.
+        self._suspect = video.state.barren_attempts > 1
+        if not self._runtime.company.join(self._lease, alone=self._suspect):
+            return self._release(count_attempt=False, standing="next")
         self._log.info(
             "claimed: %s, %s frames at %d fps, %d chunks are ready, attempt %d",
             video.spec.size, video.spec.frames or "endless", video.spec.fps, video.state.chunks_ready,
@@ -257,6 +265,8 @@ class Generation:
         status: Literal["completed", "cancelled"] = "completed"
         try:
             self._check_flags()
+            if self._suspect:
+                self._attend(lambda: self._runtime.company.is_alone(self._lease))
             self._generate(video)
         except _Cancelled:
             status = "cancelled"
@@ -466,12 +476,16 @@ class Generation:
 
     def _look_for_rest(self, *, paused: bool) -> None:
         """Lets the video rest at its next chunk boundary when it is to be paused, or somebody else's turn has come."""
+        company = self._runtime.company
+        if self._running is not None and self._running.pipeline.has_committed:
+            company.open(self._lease)
+        rests = paused or company.makes_way(self._lease)
         if self._running is None or self._spec is None:
-            if paused:
+            if rests:
                 raise _Rests  # nothing has been sampled yet
         elif not self._told_to_rest:
-            reason = None if paused else self._store.make_room(self._spec, self._fence)
-            if paused or reason is not None:
+            reason = None if rests else self._store.make_room(self._spec, self._fence)
+            if rests or reason is not None:
                 self._told_to_rest = True
                 self._standing = "back" if reason == "turn_over" else "front"
                 self._running.pipeline.rest()

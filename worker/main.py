@@ -169,7 +169,7 @@ class Slot(SimpleWorker):
         beat = time.monotonic()
         while not self.runtime.shutdown.is_set():
             with suppress(RedisError):  # the heartbeat thread tells the log
-                if (found := self._take()) is not None:
+                if not self.runtime.company.closed and (found := self._take()) is not None:
                     return found
             if time.monotonic() - beat > HEARTBEAT_SECONDS:
                 self.heartbeat()

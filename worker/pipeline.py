@@ -409,6 +409,11 @@ class Pipeline:
         """Whether the sampler has stopped at a chunk boundary, as asked."""
         return self._track.resting
 
+    @property
+    def has_committed(self) -> bool:
+        """Whether it has made a chunk."""
+        return self.committed > self._next_chunk
+
     def stop(self) -> None:
         """Ends all stages as soon as what they are in the middle of is done."""
         self._stop.set()

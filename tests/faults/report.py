@@ -81,7 +81,8 @@ The same holds in these single scenarios, which are part of the ordinary test su
 - A GPU fails for good under a video (a model that says so): its worker hands the other videos over, which use up no
   attempt, and ends.
 - A video that kills its worker each time: it fails after its attempts with `attempts_exhausted`; other videos are
-  finished.
+  finished. Where a worker makes several videos at once, one whose last attempt came to nothing runs alone until it has
+  made a chunk: the others rest at their next chunk meanwhile, which uses up no attempt.
 """
 
 _NOT_TESTED = """## What was not tested
