@@ -68,9 +68,24 @@ def test_every_variable_of_the_kubernetes_manifests_is_read() -> None:
     assert {path.name for path in KUBERNETES.glob("*.yaml")} == {
         "kustomization.yaml",
         *kustomization["resources"],
+        *kustomization["configurations"],
         "keda.yaml",
         "monitoring.yaml",
     }
+
+
+def test_kustomize_knows_every_place_that_names_a_generated_secret() -> None:
+    """The names it generates end in a hash; it knows those in pods by itself."""
+    kustomization = documents("kustomization.yaml")[0]
+    generated = {generator["name"] for generator in kustomization["secretGenerator"]}
+    (reference,) = documents(*kustomization["configurations"])[0]["nameReference"]
+    (field,) = reference["fieldSpecs"]
+    monitor = documents("monitoring.yaml")[0]
+    assert (reference["kind"], field["kind"]) == ("Secret", monitor["kind"])
+    found: Any = monitor
+    for step in field["path"].split("/"):
+        found = found[step] if isinstance(found, dict) else found[0][step]
+    assert found in generated
 
 
 def test_pods_are_probed_where_the_api_answers_and_stopped_no_sooner_than_it_can(
