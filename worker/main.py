@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,9 @@ HEARTBEAT_SECONDS = 60.0
 # Lost videos are looked for this many times per lease. The time that costs is taken off the lease itself, so that a
 # worker silent for `lease_seconds` has lost its videos by then, not only from then on.
 CHECKS_PER_LEASE = 8
+
+# There on Linux where the driver of an NVIDIA GPU is.
+GPU_FILE = Path("/dev/nvidia0")
 
 # Share of a GPU's free memory that the videos of all slots may take together, and the most slots chosen for it.
 GPU_MEMORY_SHARE = 0.8
@@ -533,11 +537,21 @@ def choose_device(wanted: str, worker_number: int = 0) -> torch.device:
     """`auto` is this worker's share of the GPUs, if there are any. Raises `_BadSettings` for one that is not there."""
     if wanted == "auto":
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not gpus and (sign := _sign_of_a_gpu()) is not None:
+            log.warning("no GPU can be used, although %s: running on the CPU", sign)
         return torch.device("cuda", worker_number % gpus) if gpus else torch.device("cpu")
     try:
         return device_of(wanted)
     except ValueError as error:
         raise _BadSettings(str(error)) from error
+
+
+def _sign_of_a_gpu() -> str | None:
+    """What says that this machine has an NVIDIA GPU, or that this container was given one."""
+    if GPU_FILE.exists():
+        return f"{GPU_FILE} is there"
+    given = os.environ.get("NVIDIA_VISIBLE_DEVICES", "")
+    return None if given in ("", "void", "none") else f"NVIDIA_VISIBLE_DEVICES is {given}"
 
 
 def choose_slots(wanted: int, model: VideoModel) -> int:

@@ -49,6 +49,7 @@ def test_the_compose_file_gives_each_worker_a_gpu_of_its_own_and_everybody_the_s
             assert known or not variable.startswith("LONGTAKE_")
     (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["device_ids"] == ["0"]
+    assert services["worker"]["environment"]["LONGTAKE_DEVICE"] == "${LONGTAKE_DEVICE:-cuda}"
 
 
 def test_every_variable_of_the_kubernetes_manifests_is_read() -> None:
@@ -60,8 +61,13 @@ def test_every_variable_of_the_kubernetes_manifests_is_read() -> None:
     }
     secrets = (KUBERNETES / "secrets.env.example").read_text().splitlines()
     variables |= {line.partition("=")[0] for line in secrets}
-    variables |= {row["name"] for row in container("api.yaml")[1]["env"]}
-    assert {"LONGTAKE_REDIS_URL", "LONGTAKE_STORAGE_URL", "LONGTAKE_API_KEYS_FILE"} <= variables
+    variables |= {row["name"] for name in ("api.yaml", "worker.yaml") for row in container(name)[1]["env"]}
+    assert {
+        "LONGTAKE_REDIS_URL",
+        "LONGTAKE_STORAGE_URL",
+        "LONGTAKE_API_KEYS_FILE",
+        "LONGTAKE_DEVICE",
+    } <= variables
     assert [name for name in sorted(variables) if not is_setting(name)] == []
     monitor = documents("monitoring.yaml")[0]["spec"]["endpoints"][0]["authorization"]["credentials"]
     assert monitor["key"] in variables

@@ -313,6 +313,28 @@ def test_the_workers_of_a_machine_share_its_gpus_out(monkeypatch: pytest.MonkeyP
     assert worker_main.choose_device("auto", 1).type == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("given", "file", "told"),
+    [
+        ("", "/nowhere", None),
+        ("void", "/nowhere", None),
+        ("none", "/nowhere", None),
+        ("all", "/nowhere", "NVIDIA_VISIBLE_DEVICES is all"),
+        ("void", "/dev/null", "/dev/null is there"),
+    ],
+)
+def test_a_gpu_that_does_not_start_is_told_before_the_cpu_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str, file: str, told: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(worker_main, "GPU_FILE", Path(file))
+    assert worker_main.choose_device("auto").type == "cpu"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (told is not None)
+    assert told is None or told in warnings[0]
+
+
 class Gpu:
     """The counters of a GPU that is not there, moved by a stand-in for a model that says what it takes."""
 
