@@ -38,7 +38,7 @@ from app.logs import configure_logging
 from app.settings import Settings, get_settings
 from app.signals import Signals
 from app.storage import ObjectStore, StorageError, StoreMisconfigured, store_of
-from worker.devices import device_of
+from worker.devices import device_failed, device_of, ran_out_of_memory
 from worker.engine import Engine
 from worker.generate import GPU_ERROR, OUT_OF_MEMORY, Generation, Outcome, Runtime
 from worker.media.encode import EncoderSettings, EncodingError, encode_chunk
@@ -54,6 +54,7 @@ EXIT_NO_MODEL = 3
 EXIT_STALLED = 70
 EXIT_OUT_OF_MEMORY = 71
 EXIT_GPU_FAILED = 72
+EXIT_DOES_NOT_FIT = 73
 
 # How long an idle slot waits before it looks at the queues again.
 IDLE_SECONDS = 0.1
@@ -396,6 +397,9 @@ def main(settings: Settings | None = None) -> int:
     except (StoreMisconfigured, _BadSettings) as error:
         print(f"longtake worker: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_BAD_SETTINGS
+    except _CannotUse as error:
+        log.error("%s", error)
+        return error.code
     if in_main_thread:
         # All is handed over. The interpreter would take a second or more to take the libraries apart.
         logging.shutdown()
@@ -405,6 +409,32 @@ def main(settings: Settings | None = None) -> int:
 
 class _BadSettings(Exception):
     """Settings this worker cannot start with."""
+
+
+class _CannotUse(Exception):
+    """The device cannot be used now: later, when others have left it, or on another machine."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def _usable(device: torch.device) -> Iterator[None]:
+    """Raises `_CannotUse` where there is not enough memory on the device, or it fails."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        if ran_out_of_memory(error):
+            free = ""
+            if device.type == "cuda":
+                free = f" ({torch.cuda.mem_get_info(device)[0] / 2**30:.2f} GiB are free)"
+            message = f"the model does not fit into the memory of {device}{free}: {reason}"
+            raise _CannotUse(EXIT_DOES_NOT_FIT, message) from error
+        if device_failed(error):
+            raise _CannotUse(EXIT_GPU_FAILED, f"{device} failed under the model: {reason}") from error
+        raise
 
 
 def _run(settings: Settings, signals: Signals | None) -> int:
@@ -417,7 +447,7 @@ def _run(settings: Settings, signals: Signals | None) -> int:
     log.info("loading model %s on %s", description.name, device)
     started = time.monotonic()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the loaders are imported
-    with _ended_at_once(signals):
+    with _ended_at_once(signals), _usable(device):
         _without_progress_bars()
         model = load_model(settings.model, device=device)
     log.info("model %s loaded on %s in %.1f s", model.name, device, time.monotonic() - started)
@@ -462,7 +492,8 @@ def serve(
             keep_seconds=settings.keep_seconds,
         )
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        count = choose_slots(settings.slots, model)
+        with _usable(model.device):
+            count = choose_slots(settings.slots, model)
         runtime = Runtime(settings, store, objects, model, Engine(model, batch=count), name, shutdown)
         slots = _open_slots(runtime, url, count)
         if slots is None:

@@ -303,6 +303,47 @@ def test_weights_that_cannot_be_loaded_are_exit_code_3(
     assert "longtake worker: model x: vae: cut short\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["load_model", "measure_peak_bytes"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.00 GiB.\nMore"),
+            73,
+            "(1.50 GiB are free)",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+            72,
+            "cuda failed under",
+        ),
+    ],
+)
+def test_a_model_that_its_gpu_cannot_hold_is_one_line_and_an_exit_code_of_its_own(
+    work: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+    fault: tuple[Exception, int, str],
+) -> None:
+    error, code, told = fault
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    model = work.model()
+    model.device = torch.device("cuda")
+    monkeypatch.setattr(worker_main, "choose_device", lambda *_: model.device)
+    monkeypatch.setattr(worker_main, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**29, 2**31))
+    monkeypatch.setattr(worker_main, where, failing)
+    assert worker_main.main(work.settings(model="builtin")) == code
+    *_, line = capsys.readouterr().err.splitlines()
+    assert " ERROR " in line
+    assert told in line
+    assert line.endswith(str(error).splitlines()[0])
+
+
 def test_the_workers_of_a_machine_share_its_gpus_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPUs that are not there: only their count is made up."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from worker.devices import ran_out_of_memory
 from worker.models.base import Geometry, ModelLoadError, SamplerConfig, VideoFrames
 from worker.models.wan_vae import Untyped, WanAutoencoder, WanStreamedDecoder
 
@@ -383,6 +384,8 @@ def _part(name: str, cls: Untyped, source: str, folder: str, **options: Any) -> 
     try:
         return cls.from_pretrained(source, subfolder=folder, **options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+        if ran_out_of_memory(error):
+            raise
         raise ModelLoadError("model_corrupt", f"model {name}: {folder}: {_reason(error)}") from error
 
 
