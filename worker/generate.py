@@ -335,6 +335,7 @@ class Generation:
             track=track,
             decoder=decoder,
             encoder=encoder,
+            model=model.fingerprint,
             store=self._store,
             objects=self._runtime.objects,
             patience=self._waiting,
@@ -378,6 +379,10 @@ class Generation:
                 checkpoint = unpack_checkpoint(data, self._runtime.model.device)
                 if checkpoint.window.config.chunk_latents != config.chunk_latents:
                     raise ModelChanged
+                if checkpoint.model not in (None, self._runtime.model.fingerprint):
+                    raise ModelChanged(
+                        "The model has other weights now than those that the video was begun with."
+                    )
                 decoder = TimedDecoder(self._runtime.model.open_decoder(), self.stopwatch)
                 with torch.inference_mode():
                     replay(decoder, chunk, config.chunk_latents, lambda n: self._latents(video.id, n))

@@ -54,10 +54,17 @@ class StartLost(Exception):
 
 
 class ModelChanged(Exception):
-    """The chunks there are have another length than those that the model makes now, so none can follow them."""
+    """The model is another by now than that of the chunks there are, so none of its own can follow them.
 
-    def __init__(self) -> None:
-        super().__init__("The model now makes chunks of another length than those that were to be continued.")
+    A video is made by the same weights from its first to its last chunk. What it begins with, an upload or a finished
+    video, may be from anywhere, only not chunks of another length.
+    """
+
+    def __init__(
+        self,
+        message: str = "The model now makes chunks of another length than those that were to be continued.",
+    ) -> None:
+        super().__init__(message)
 
 
 class Start:
@@ -244,7 +251,8 @@ class Start:
             changes["first_chunk_at"] = time.time()
             changes["chunks_total"] = None if self._spec.frames is None else self._layout.chunks
         if record.index == self._spec.given_chunks - 1:
-            data = pack_checkpoint(record.index, self.window(ending=self._ending).to_tensors(), encoder)
+            window = self.window(ending=self._ending).to_tensors()
+            data = pack_checkpoint(record.index, window, encoder, self._model.fingerprint)
             self._put(checkpoint_key(self._spec.id, record.index), data)
             changes["checkpoint"] = record.index
         self._attentively(lambda: self._store.commit_chunk(self._spec, fence, record, **changes))

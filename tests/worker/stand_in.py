@@ -62,6 +62,7 @@ class StandIn:
     """Implements `worker.models.base.VideoModel`. A prompt with a word of `FAULTS` in it makes it fail."""
 
     name = "stand-in"
+    fingerprint = "of the stand-in"
     device = torch.device("cpu")
     geometry = Geometry(3, 8, 4, 8, 24, ((16, 16), (32, 16)), (16, 16))
     sampler = SamplerConfig(

@@ -334,6 +334,26 @@ def test_a_video_ends_where_its_model_was_changed_and_keeps_what_is_made(
     assert work.digests(spec.id) == digests
 
 
+@pytest.mark.parametrize(("began", "code"), [("of other weights", "model_changed"), (None, None)])
+def test_other_weights_under_the_same_name_do_not_continue_a_video_and_its_checkpoints_of_before_stay_good(
+    work: Any, began: str | None, code: str | None
+) -> None:
+    spec = work.spec(400)
+    model = work.model(step_seconds=0.02)
+    model.fingerprint = began
+    worker = work.start(model)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=4)
+    worker.stop()
+    before, digests = work.video(spec.id).state, work.digests(spec.id)
+    assert before.status is Status.QUEUED
+    work.start()
+    video = work.wait(spec.id, "failed", "completed")
+    assert (video.state.error.code if video.state.error else None) == code
+    assert work.digests(spec.id)[: len(digests)] == digests
+    assert (video.state.chunks_ready == before.chunks_ready) == (code is not None)
+
+
 def test_a_video_that_only_has_to_be_concluded_completes_whatever_its_model_is_now(
     work: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

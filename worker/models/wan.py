@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from worker.devices import ran_out_of_memory
 from worker.models.base import Geometry, ModelLoadError, SamplerConfig, VideoFrames
+from worker.models.fingerprint import fingerprint
 from worker.models.wan_vae import Untyped, WanAutoencoder, WanStreamedDecoder
 
 TIMESTEPS: Final = 1000.0
@@ -262,6 +263,7 @@ class WanModel:
         self,
         *,
         name: str,
+        fingerprint: str,
         geometry: Geometry,
         sampler: SamplerConfig,
         transformer: FrameTransformer,
@@ -270,6 +272,7 @@ class WanModel:
         device: torch.device,
     ) -> None:
         self.name, self.geometry, self.sampler, self.device = name, geometry, sampler, device
+        self.fingerprint = fingerprint
         self._transformer = transformer.to(device).eval().requires_grad_(False)
         self._dtype: torch.dtype = transformer.proj_out.weight.dtype
         self._text_encoder = text_encoder
@@ -355,6 +358,7 @@ def load_wan(
     tokens = min(prompt_tokens, tokenizer.model_max_length)
     return WanModel(
         name=name,
+        fingerprint=fingerprint(source),
         geometry=geometry,
         sampler=sampler,
         transformer=FrameTransformer(transformer, geometry.fps),
