@@ -37,7 +37,7 @@ from worker.devices import device_failed, ran_out_of_memory
 from worker.direction import directed, first_open_chunk, prompt_timeline
 from worker.engine import Conditioning, Engine, Stopped, Track
 from worker.media.assemble import AssemblyError
-from worker.media.encode import EncoderSettings, EncodingError
+from worker.media.encode import EncoderSettings, EncoderUnusable, EncodingError, check_encoder
 from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.pipeline import BlackFrames, Layout, Patience, Pipeline, StageError, chunk_number, conclude
 from worker.sampler.window import SamplerConfig
@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 # A shutdown does not wait longer than this for Redis to take a video back; its lease runs out then.
 RELEASE_SECONDS = 1.0
 
-# A video of a newer version waits this long in a slot before it is given back, or it would be back at once.
-NEWER_VERSION_SECONDS = 5.0
+# A video that only another worker can make stays this long in a slot, or it would be back there at once.
+NOT_HERE_SECONDS = 5.0
 
 # How much the newest measurement counts in the running mean of seconds per forward.
 SPEED_WEIGHT = 0.2
@@ -199,9 +199,9 @@ class Generation:
             return Outcome.DROPPED
         except VideoGone:
             return self._gone()
-        except CheckpointTooNew as error:
+        except (CheckpointTooNew, EncoderUnusable) as error:
             self._log.error("not a video for this worker: %s", error)
-            self._runtime.shutdown.wait(NEWER_VERSION_SECONDS)
+            self._runtime.shutdown.wait(NOT_HERE_SECONDS)
             return self._release(count_attempt=False, standing="back")
         except RecordError as error:
             self._log.error("not a video for this worker: %s (%s)", error, error.__cause__)
@@ -249,7 +249,9 @@ class Generation:
             return self._fail(JobError(code="model_changed", message=str(error)))
         except StartLost as error:
             return self._fail(JobError(code=error.code, message=error.message))
-        except (FenceLost, VideoGone, RecordError, CheckpointTooNew, Stopped, _Preempted, _Rests):
+        except (FenceLost, VideoGone, RecordError, CheckpointTooNew, EncoderUnusable):
+            raise
+        except (Stopped, _Preempted, _Rests):
             raise
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
             try:
@@ -313,6 +315,7 @@ class Generation:
             encoder = _encoder_settings(self._settings)
         else:
             state, decoder, encoder = resumed[0].window, resumed[1], resumed[0].encoder
+            check_encoder(encoder, spec.width, spec.height, spec.fps)
         video = self._when_redis_answers(lambda: self._settle(state.next_chunk, config))
         layout = chunk_layout(video.spec, model, self._settings)
         if not state.draining:

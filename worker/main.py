@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from redis.exceptions import RedisError
 from rq import SimpleWorker, worker_registration
@@ -41,7 +40,7 @@ from app.storage import ObjectStore, StorageError, StoreMisconfigured, store_of
 from worker.devices import device_failed, device_of, ran_out_of_memory
 from worker.engine import Engine
 from worker.generate import GPU_ERROR, OUT_OF_MEMORY, Generation, Outcome, Runtime
-from worker.media.encode import EncoderSettings, EncodingError, encode_chunk
+from worker.media.encode import EncoderSettings, EncoderUnusable, check_encoder
 from worker.models.base import Geometry, ModelLoadError, VideoModel
 from worker.models.registry import ModelDescription, describe, load_model
 from worker.scratch import sweep_scratch
@@ -504,15 +503,12 @@ def serve(
 
 
 def _try_encoder(encoder: EncoderSettings, geometry: Geometry) -> None:
-    """Encodes a black frame of every size. Raises `_BadSettings` for an encoder that does not work here.
-
-    Found later, it would cost every video all that was sampled of it.
-    """
-    for width, height in geometry.sizes:
-        try:
-            encode_chunk(np.zeros((1, height, width, 3), np.uint8), 0, 0, geometry.fps, encoder)
-        except EncodingError as error:
-            raise _BadSettings(f"LONGTAKE_CODEC, LONGTAKE_CRF: at {width}x{height}: {error}") from error
+    """Raises `_BadSettings` for an encoder that does not work here in every size."""
+    try:
+        for width, height in geometry.sizes:
+            check_encoder(encoder, width, height, geometry.fps)
+    except EncoderUnusable as error:
+        raise _BadSettings(f"LONGTAKE_CODEC, LONGTAKE_CRF: {error}") from error
 
 
 def model_card(model: VideoModel, description: ModelDescription, loaded_as: str) -> ModelCard:

@@ -34,7 +34,7 @@ from worker.checkpoint import (
     unpack_checkpoint,
     unpack_latents,
 )
-from worker.media.encode import EncoderSettings, encode_chunk
+from worker.media.encode import EncoderSettings, check_encoder, encode_chunk
 from worker.models.base import StreamedDecoder, VideoFrames, VideoModel
 from worker.pipeline import Archive, Layout, Patiently, record_of
 from worker.sampler.window import SamplerConfig, WindowState
@@ -122,7 +122,7 @@ class Start:
 
         `check` is called all along, and may raise.
 
-        Raises `StartLost`, `ModelChanged`, `FenceLost` and `VideoGone`.
+        Raises `StartLost`, `ModelChanged`, `EncoderUnusable`, `FenceLost` and `VideoGone`.
         """
         self._ending = ending
         if next_chunk == 0:
@@ -200,7 +200,7 @@ class Start:
     def _encoder_of(self, source: str) -> EncoderSettings:
         """What the source's segments were encoded with; they and the new ones share one initialisation segment.
 
-        Raises `ModelChanged` if they are no chunks of this model any more.
+        Raises `ModelChanged` if they are no chunks of this model any more, and `EncoderUnusable`.
         """
         video = self._attentively(lambda: self._store.get(source))
         if video is None or video.state.checkpoint is None:
@@ -209,6 +209,7 @@ class Start:
         checkpoint = unpack_checkpoint(self._attentively(lambda: self._objects.get(key)), "cpu")
         if checkpoint.window.config.chunk_latents != self._config.chunk_latents:
             raise ModelChanged
+        check_encoder(checkpoint.encoder, self._spec.width, self._spec.height, self._spec.fps)
         return checkpoint.encoder
 
     def _take_over(self, pool: ThreadPoolExecutor, source: str, records: Sequence[ChunkRecord]) -> None:

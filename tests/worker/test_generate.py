@@ -36,6 +36,7 @@ from worker import main as worker_main
 from worker.checkpoint import unpack_latents
 from worker.direction import prompt_timeline
 from worker.engine import Engine, Stopped, Track
+from worker.media import encode
 from worker.media.assemble import probe
 from worker.models.registry import load_model
 from worker.pipeline import Layout, Pipeline
@@ -593,17 +594,30 @@ def test_a_shutdown_just_behind_the_end_of_a_video_leaves_it_ended(
     assert work.store.redis.zcard(queue.leases_key(name)) == 0
 
 
-def test_a_checkpoint_of_a_newer_version_is_left_to_a_worker_of_that_version(
-    work: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+@pytest.mark.parametrize("lacks", ["the version", "the encoder"])
+@pytest.mark.parametrize("extends", [False, True])
+def test_a_video_begun_by_a_newer_version_or_with_an_encoder_that_is_not_here_is_left_to_another_worker(
+    work: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually, lacks: str, extends: bool
 ) -> None:
-    monkeypatch.setattr(generate, "NEWER_VERSION_SECONDS", 0.05)
-    spec = work.spec(400)
-    newer = work.start(work.model(step_seconds=0.02))
+    monkeypatch.setattr(generate, "NOT_HERE_SECONDS", 0.05)
+    here = dict(encode._CODECS)
+    monkeypatch.setitem(encode._CODECS, "h264_nvenc", encode._CODECS["h264"])  # for as long as there is a GPU
+    begun = work.start(work.model(step_seconds=0.02), codec="h264_nvenc")
+    spec = work.spec(40 if extends else 400)
     work.store.create(spec)
-    work.wait(spec.id, chunks=2)
-    newer.stop()
+    if extends:
+        source = work.wait(spec.id, "completed")
+        begun.stop()
+        spec = work.spec(80, given_chunks=source.state.chunks_ready, extended_from=source.id)
+        work.store.create(spec)
+    else:
+        work.wait(spec.id, chunks=2)
+        begun.stop()
     known = work.video(spec.id).state
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_SCHEMA", checkpoint.CHECKPOINT_SCHEMA - 1)
+    if lacks == "the version":
+        monkeypatch.setattr(checkpoint, "CHECKPOINT_SCHEMA", checkpoint.CHECKPOINT_SCHEMA - 1)
+    else:
+        monkeypatch.setattr(encode, "_CODECS", here)
     tried: list[str] = []
     claim = VideoStore.claim
     monkeypatch.setattr(
@@ -615,6 +629,7 @@ def test_a_checkpoint_of_a_newer_version_is_left_to_a_worker_of_that_version(
     monkeypatch.undo()
     given_back = work.video(spec.id).state
     assert (given_back.status, given_back.attempts) == (Status.QUEUED, known.attempts)
+    monkeypatch.setitem(encode._CODECS, "h264_nvenc", encode._CODECS["h264"])
     work.start()
     work.wait(spec.id, "completed")
 
