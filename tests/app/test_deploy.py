@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.jobs.job import JobError
@@ -115,6 +117,19 @@ def test_pods_are_probed_where_the_api_answers_and_stopped_no_sooner_than_it_can
         assert "/tmp" in mounts
     image = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^USER (.*)$", image, re.MULTILINE) == ["10001"] * 2
+
+
+def test_the_environment_can_be_made_on_a_mac() -> None:
+    """Its bash is 3.2, to which an empty array is an unbound variable, and Swift is of Linux only."""
+    script = (ROOT / "deploy" / "install.sh").read_text()
+    assert re.findall(r'(?<!\+)"\$\{\w+\[@\]\}"', script) == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (swift,) = (
+        Requirement(line) for line in project["project"]["optional-dependencies"]["test"] if "swift" in line
+    )
+    assert swift.marker is not None
+    assert not swift.marker.evaluate({"sys_platform": "darwin"})
+    assert swift.marker.evaluate({"sys_platform": "linux"})
 
 
 def expressions() -> Iterator[str]:
