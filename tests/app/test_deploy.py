@@ -82,6 +82,12 @@ def test_every_variable_of_the_kubernetes_manifests_is_read() -> None:
     }
 
 
+def test_applying_the_manifests_again_does_not_take_back_how_many_workers_there_are() -> None:
+    worker, scaled = documents("worker.yaml")[0], documents("keda.yaml")[0]
+    assert scaled["spec"]["scaleTargetRef"]["name"] == worker["metadata"]["name"]
+    assert "replicas" not in worker["spec"]
+
+
 def test_kustomize_knows_every_place_that_names_a_generated_secret() -> None:
     """The names it generates end in a hash; it knows those in pods by itself."""
     kustomization = documents("kustomization.yaml")[0]
