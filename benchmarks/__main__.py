@@ -65,6 +65,7 @@ def speed(seconds: float, rounds: int, model: str) -> dict[str, Any]:
             )
     total = {name: median(cost["seconds"] for cost in run) for name, run in runs.items()}
     first = {name: median(cost["first_chunk_seconds"] for cost in run) for name, run in runs.items()}
+    peaks = [cost["worker_peak_mb"] for cost in runs["service"]]
     return {
         "video_seconds": seconds,
         "seconds": total,
@@ -74,7 +75,7 @@ def speed(seconds: float, rounds: int, model: str) -> dict[str, Any]:
         "service_wait_to_stock": first["service"] / first["stock"],
         "service_to_bare": total["service"] / total["bare"],
         "peak_mb": {name: max(cost["peak_mb"] for cost in runs[name]) for name in ("stock", "bare")}
-        | {"service_worker": max(cost["worker_peak_mb"] for cost in runs["service"])},
+        | {"service_worker": None if None in peaks else max(peaks)},
         "runs": runs,
     }
 
@@ -82,7 +83,9 @@ def speed(seconds: float, rounds: int, model: str) -> dict[str, Any]:
 def memory(seconds: float, model: str) -> dict[str, Any]:
     """Peak of the worker for a video and for one ten times as long."""
     short, long = (through_service(length, model) for length in (seconds, 10 * seconds))
-    return {"short": short, "long": long, "growth_mb": long["worker_peak_mb"] - short["worker_peak_mb"]}
+    before, after = short["worker_peak_mb"], long["worker_peak_mb"]
+    growth = None if before is None or after is None else after - before
+    return {"short": short, "long": long, "growth_mb": growth}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ class Cost:
 
 def peak_mb() -> float:
     """Largest resident size of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS tells bytes, Linux KiB
 
 
 def write_mp4(chunks: Iterator[VideoFrames], fps: int, frames: int, path: Path) -> Iterator[float]:

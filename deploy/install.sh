@@ -45,7 +45,8 @@ fi
 say "installing torch ($torch) and the rest into $venv: a few minutes the first time"
 # torch first and alone: its index may hold nothing else of what is pinned, and with it in place nothing below asks for
 # another build.
-pip install --constraint constraints.txt --no-deps "${index[@]}" torch
+# An empty array is an unbound variable to the bash 3.2 of macOS.
+pip install --constraint constraints.txt --no-deps ${index[@]+"${index[@]}"} torch
 pip install --constraint constraints.txt --editable '.[worker,evaluation,embedded,test]'
 # The older line of the OpenAI SDK, which the conformance suite drives too, cannot share an environment with the newer.
 pip install --no-deps --upgrade --target "$venv/openai-2" --requirement tests/conformance/openai-2.txt

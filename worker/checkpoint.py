@@ -40,12 +40,17 @@ class Checkpoint:
     chunk: int
     window: WindowState
     encoder: EncoderSettings
+    model: str | None
+    """Fingerprint of the model that made it; None where an earlier version of the software did not tell."""
 
 
 def pack_checkpoint(
-    chunk: int, state: tuple[dict[str, Tensor], dict[str, str]], encoder: EncoderSettings
+    chunk: int, state: tuple[dict[str, Tensor], dict[str, str]], encoder: EncoderSettings, model: str
 ) -> bytes:
-    """A safetensors file of `WindowState.to_tensors` and the encoder's settings. Same state, same bytes."""
+    """A safetensors file of `WindowState.to_tensors`, the encoder's settings and the model's fingerprint.
+
+    Same state, same bytes.
+    """
     tensors, metadata = state
     facts = {
         "schema": CHECKPOINT_SCHEMA,
@@ -53,6 +58,7 @@ def pack_checkpoint(
         "codec": encoder.codec,
         "quality": encoder.quality,
         "threads": encoder.threads,
+        "model": model,
     }
     # One entry only: safetensors writes several in no particular order.
     return safetensors.save(tensors, {"longtake": json.dumps({**facts, "window": metadata})})
@@ -70,6 +76,7 @@ def unpack_checkpoint(data: bytes, device: torch.device | str) -> Checkpoint:
             chunk=facts["chunk"],
             window=WindowState.from_tensors(tensors, facts["window"], device),
             encoder=EncoderSettings(facts["codec"], facts["quality"], facts["threads"]),
+            model=facts.get("model"),
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error

@@ -24,6 +24,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from worker.devices import device_failed
 from worker.models.base import InvalidOutput, VideoModel
 from worker.sampler.progressive import step
 from worker.sampler.window import PromptTimeline, WindowState
@@ -257,7 +258,7 @@ class Engine:
         self._wake = threading.Condition(self.lock)
         self._ring: deque[Track] = deque()
         self._calls: deque[tuple[Callable[[VideoModel], object], Future[object]]] = deque()
-        self._closed = False
+        self._closed = self._device_failed = False
         self._busy_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -349,7 +350,7 @@ class Engine:
         for track in [track for track in self._ring if track.over]:
             self._ring.remove(track)
         runnable = [track for track in self._ring if track.runnable]
-        if not runnable:
+        if not runnable or self._device_failed:
             return []
         shape = runnable[0].state.shape
         group = [track for track in runnable if track.state.shape == shape][: self.batch]
@@ -367,8 +368,11 @@ class Engine:
             self._hand_out(group, emitted)
             return
         # Only here, behind the handler, has all that the failed forward held gone out of memory.
+        if device_failed(failure):
+            # Every forward would fail from now on, and the other videos are not at fault.
+            self._device_failed = True
         untouched = all(track.state.forward == forward for track, forward in zip(group, before, strict=True))
-        if len(group) > 1 and untouched:
+        if len(group) > 1 and untouched and not self._device_failed:
             # One of them is at fault, or they are too many; alone, each answers for itself.
             log.warning("a shared forward of %d videos failed; trying each alone", len(group))
             if isinstance(failure, torch.OutOfMemoryError):

@@ -32,10 +32,12 @@ from worker.checkpoint import (
     unpack_checkpoint,
     unpack_latents,
 )
+from worker.company import Company
+from worker.devices import device_failed, ran_out_of_memory
 from worker.direction import directed, first_open_chunk, prompt_timeline
 from worker.engine import Conditioning, Engine, Stopped, Track
 from worker.media.assemble import AssemblyError
-from worker.media.encode import EncoderSettings, EncodingError
+from worker.media.encode import EncoderSettings, EncoderUnusable, EncodingError, check_encoder
 from worker.models.base import InvalidOutput, StreamedDecoder, VideoModel
 from worker.pipeline import BlackFrames, Layout, Patience, Pipeline, StageError, chunk_number, conclude
 from worker.sampler.window import SamplerConfig
@@ -49,8 +51,8 @@ log = logging.getLogger(__name__)
 # A shutdown does not wait longer than this for Redis to take a video back; its lease runs out then.
 RELEASE_SECONDS = 1.0
 
-# A video of a newer version waits this long in a slot before it is given back, or it would be back at once.
-NEWER_VERSION_SECONDS = 5.0
+# A video that only another worker can make stays this long in a slot, or it would be back there at once.
+NOT_HERE_SECONDS = 5.0
 
 # How much the newest measurement counts in the running mean of seconds per forward.
 SPEED_WEIGHT = 0.2
@@ -62,11 +64,12 @@ PROMPTS_AT_ONCE = 16
 LEARN_SECONDS = 5.0
 
 
-# Code of the fault after which a process is not used any more.
+# Codes of the faults after which a process is not used any more.
 OUT_OF_MEMORY = "out_of_memory"
+GPU_ERROR = "gpu_error"
 
-# How libraries say it that have no error of their own for it.
-_NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+# A video that its process's GPU failed for another waits at most this long for the process to stop.
+SPOILED_SECONDS = 5.0
 
 
 class Outcome(Enum):
@@ -96,6 +99,21 @@ class _Cancelled(Exception):
     """The client wants no more of it."""
 
 
+class Spoiled:
+    """The fault after which the process is of no more use: a new one starts with all of its memory and its GPU."""
+
+    def __init__(self) -> None:
+        self.code: str | None = None
+        self._lock = threading.Lock()
+
+    def by(self, code: str) -> bool:
+        """Notes the first such fault; False for any later one."""
+        with self._lock:
+            first = self.code is None
+            self.code = self.code or code
+            return first
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """What all slots of a worker process share."""
@@ -107,8 +125,9 @@ class Runtime:
     engine: Engine
     worker: str
     shutdown: threading.Event
-    spoiled: threading.Event = field(default_factory=threading.Event)
-    """Set, then `shutdown`, when the process has run out of memory: a new one starts with all of it."""
+    spoiled: Spoiled = field(default_factory=Spoiled)
+    """Once it is, `shutdown` is set as soon as the video at fault has been dealt with."""
+    company: Company = field(default_factory=Company)
 
 
 def chunk_layout(spec: VideoSpec, model: VideoModel, settings: Settings) -> Layout:
@@ -160,6 +179,7 @@ class Generation:
         self._told_stalled: str | None = None
         self._revision = ""
         self._spec: VideoSpec | None = None
+        self._suspect = False
         self._told_to_rest = False
         self._standing: Standing = "front"  # where it goes when it rests
 
@@ -179,9 +199,9 @@ class Generation:
             return Outcome.DROPPED
         except VideoGone:
             return self._gone()
-        except CheckpointTooNew as error:
+        except (CheckpointTooNew, EncoderUnusable) as error:
             self._log.error("not a video for this worker: %s", error)
-            self._runtime.shutdown.wait(NEWER_VERSION_SECONDS)
+            self._runtime.shutdown.wait(NOT_HERE_SECONDS)
             return self._release(count_attempt=False, standing="back")
         except RecordError as error:
             self._log.error("not a video for this worker: %s (%s)", error, error.__cause__)
@@ -194,6 +214,7 @@ class Generation:
             return Outcome.DROPPED
         finally:
             self._running = None
+            self._runtime.company.leave(self._lease)
 
     def _run(self) -> Outcome:
         fence = new_fence()  # of all tries, if an answer is lost
@@ -211,6 +232,10 @@ class Generation:
                 "any further: each time the worker was lost.",
             )
             return self._fail(error)
+        # The attempt before this one came to nothing, perhaps together with its worker and the other videos there.
+        self._suspect = video.state.barren_attempts > 1
+        if not self._runtime.company.join(self._lease, alone=self._suspect):
+            return self._release(count_attempt=False, standing="next")
         self._log.info(
             "claimed: %s, %s frames at %d fps, %d chunks are ready, attempt %d",
             video.spec.size, video.spec.frames or "endless", video.spec.fps, video.state.chunks_ready,
@@ -224,7 +249,9 @@ class Generation:
             return self._fail(JobError(code="model_changed", message=str(error)))
         except StartLost as error:
             return self._fail(JobError(code=error.code, message=error.message))
-        except (FenceLost, VideoGone, RecordError, CheckpointTooNew, Stopped, _Preempted, _Rests):
+        except (FenceLost, VideoGone, RecordError, CheckpointTooNew, EncoderUnusable):
+            raise
+        except (Stopped, _Preempted, _Rests):
             raise
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
             try:
@@ -240,6 +267,8 @@ class Generation:
         status: Literal["completed", "cancelled"] = "completed"
         try:
             self._check_flags()
+            if self._suspect:
+                self._attend(lambda: self._runtime.company.is_alone(self._lease))
             self._generate(video)
         except _Cancelled:
             status = "cancelled"
@@ -286,6 +315,7 @@ class Generation:
             encoder = _encoder_settings(self._settings)
         else:
             state, decoder, encoder = resumed[0].window, resumed[1], resumed[0].encoder
+            check_encoder(encoder, spec.width, spec.height, spec.fps)
         video = self._when_redis_answers(lambda: self._settle(state.next_chunk, config))
         layout = chunk_layout(video.spec, model, self._settings)
         if not state.draining:
@@ -308,6 +338,7 @@ class Generation:
             track=track,
             decoder=decoder,
             encoder=encoder,
+            model=model.fingerprint,
             store=self._store,
             objects=self._runtime.objects,
             patience=self._waiting,
@@ -351,6 +382,10 @@ class Generation:
                 checkpoint = unpack_checkpoint(data, self._runtime.model.device)
                 if checkpoint.window.config.chunk_latents != config.chunk_latents:
                     raise ModelChanged
+                if checkpoint.model not in (None, self._runtime.model.fingerprint):
+                    raise ModelChanged(
+                        "The model has other weights now than those that the video was begun with."
+                    )
                 decoder = TimedDecoder(self._runtime.model.open_decoder(), self.stopwatch)
                 with torch.inference_mode():
                     replay(decoder, chunk, config.chunk_latents, lambda n: self._latents(video.id, n))
@@ -449,12 +484,16 @@ class Generation:
 
     def _look_for_rest(self, *, paused: bool) -> None:
         """Lets the video rest at its next chunk boundary when it is to be paused, or somebody else's turn has come."""
+        company = self._runtime.company
+        if self._running is not None and self._running.pipeline.has_committed:
+            company.open(self._lease)
+        rests = paused or company.makes_way(self._lease)
         if self._running is None or self._spec is None:
-            if paused:
+            if rests:
                 raise _Rests  # nothing has been sampled yet
         elif not self._told_to_rest:
-            reason = None if paused else self._store.make_room(self._spec, self._fence)
-            if paused or reason is not None:
+            reason = None if rests else self._store.make_room(self._spec, self._fence)
+            if rests or reason is not None:
                 self._told_to_rest = True
                 self._standing = "back" if reason == "turn_over" else "front"
                 self._running.pipeline.rest()
@@ -531,6 +570,10 @@ class Generation:
         """An attempt came to nothing by the video's own fault, or the model's: again, or the end."""
         code, message = fault(error)
         self._log.error("attempt failed (%s)", code, exc_info=error)
+        if code in (OUT_OF_MEMORY, GPU_ERROR) and not self._runtime.spoiled.by(code) and code == GPU_ERROR:
+            # A GPU fails under all videos of its process at once; the first pays for it.
+            self._runtime.shutdown.wait(SPOILED_SECONDS)
+            raise _Preempted
         video = self._when_redis_answers(lambda: self._store.get(self._video_id))
         if video is None:
             raise VideoGone(self._video_id)
@@ -539,8 +582,7 @@ class Generation:
                 return self._release(count_attempt=True, standing="back")
             return self._fail(JobError(code=code, message=message))
         finally:
-            if code == OUT_OF_MEMORY:
-                self._runtime.spoiled.set()
+            if code in (OUT_OF_MEMORY, GPU_ERROR):
                 self._runtime.shutdown.set()
 
     def _fail(self, error: JobError) -> Outcome:
@@ -701,6 +743,8 @@ def fault(error: BaseException) -> tuple[str, str]:
     """Stable code and client's message of an error that ended an attempt. Details belong in the log only."""
     if ran_out_of_memory(error):
         return OUT_OF_MEMORY, "The worker ran out of memory while making this video."
+    if device_failed(error):
+        return GPU_ERROR, "The worker's GPU failed while making this video."
     match error:
         case BlackFrames():
             return "black_frames", "The model made nothing but black frames."
@@ -718,17 +762,6 @@ def fault(error: BaseException) -> tuple[str, str]:
             return "internal_error", "The worker failed while making this video."
         case _:
             return "model_error", "The model failed while making this video."
-
-
-def ran_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that there was no memory left on the GPU or the CPU."""
-    while error is not None:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            return True
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
-            return True
-        error = error.__cause__
-    return False
 
 
 def _root(error: BaseException) -> Exception:

@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from redis.exceptions import RedisError
 from rq import SimpleWorker, worker_registration
@@ -37,10 +37,10 @@ from app.logs import configure_logging
 from app.settings import Settings, get_settings
 from app.signals import Signals
 from app.storage import ObjectStore, StorageError, StoreMisconfigured, store_of
-from worker.devices import device_of
+from worker.devices import device_failed, device_of, ran_out_of_memory
 from worker.engine import Engine
-from worker.generate import Generation, Outcome, Runtime
-from worker.media.encode import EncoderSettings, EncodingError, encode_chunk
+from worker.generate import GPU_ERROR, OUT_OF_MEMORY, Generation, Outcome, Runtime
+from worker.media.encode import EncoderSettings, EncoderUnusable, check_encoder
 from worker.models.base import Geometry, ModelLoadError, VideoModel
 from worker.models.registry import ModelDescription, describe, load_model
 from worker.scratch import sweep_scratch
@@ -52,6 +52,8 @@ EXIT_BAD_SETTINGS = 2
 EXIT_NO_MODEL = 3
 EXIT_STALLED = 70
 EXIT_OUT_OF_MEMORY = 71
+EXIT_GPU_FAILED = 72
+EXIT_DOES_NOT_FIT = 73
 
 # How long an idle slot waits before it looks at the queues again.
 IDLE_SECONDS = 0.1
@@ -65,6 +67,9 @@ HEARTBEAT_SECONDS = 60.0
 # Lost videos are looked for this many times per lease. The time that costs is taken off the lease itself, so that a
 # worker silent for `lease_seconds` has lost its videos by then, not only from then on.
 CHECKS_PER_LEASE = 8
+
+# There on Linux where the driver of an NVIDIA GPU is.
+GPU_FILE = Path("/dev/nvidia0")
 
 # Share of a GPU's free memory that the videos of all slots may take together, and the most slots chosen for it.
 GPU_MEMORY_SHARE = 0.8
@@ -168,7 +173,7 @@ class Slot(SimpleWorker):
         beat = time.monotonic()
         while not self.runtime.shutdown.is_set():
             with suppress(RedisError):  # the heartbeat thread tells the log
-                if (found := self._take()) is not None:
+                if not self.runtime.company.closed and (found := self._take()) is not None:
                     return found
             if time.monotonic() - beat > HEARTBEAT_SECONDS:
                 self.heartbeat()
@@ -282,7 +287,7 @@ class Process:
         ]
 
     def run(self, signals: Signals | None) -> int:
-        """Until there is a signal, or the shutdown flag is set (also where memory ran out); returns the exit code."""
+        """Until there is a signal, or the shutdown flag is set (also where it is spoiled); returns the exit code."""
         shutdown = self._runtime.shutdown
         for target, name in ((self._beat, "heartbeat"), (self._watch, "watchdog")):
             threading.Thread(target=target, name=name, daemon=True).start()
@@ -302,9 +307,12 @@ class Process:
         self._runtime.engine.close(timeout_seconds=0.5)
         with suppress(RedisError):
             self._runtime.store.worker_gone(self._runtime.worker, self._info())
-        if self._runtime.spoiled.is_set():
+        if self._runtime.spoiled.code == OUT_OF_MEMORY:
             log.critical("ran out of memory; ending this process, so that a new one starts with all of it")
             return EXIT_OUT_OF_MEMORY
+        if self._runtime.spoiled.code == GPU_ERROR:
+            log.critical("the GPU failed; ending this process, which cannot use it any more")
+            return EXIT_GPU_FAILED
         return EXIT_OK
 
     def _beat(self) -> None:
@@ -388,6 +396,9 @@ def main(settings: Settings | None = None) -> int:
     except (StoreMisconfigured, _BadSettings) as error:
         print(f"longtake worker: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_BAD_SETTINGS
+    except _CannotUse as error:
+        log.error("%s", error)
+        return error.code
     if in_main_thread:
         # All is handed over. The interpreter would take a second or more to take the libraries apart.
         logging.shutdown()
@@ -397,6 +408,32 @@ def main(settings: Settings | None = None) -> int:
 
 class _BadSettings(Exception):
     """Settings this worker cannot start with."""
+
+
+class _CannotUse(Exception):
+    """The device cannot be used now: later, when others have left it, or on another machine."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@contextmanager
+def _usable(device: torch.device) -> Iterator[None]:
+    """Raises `_CannotUse` where there is not enough memory on the device, or it fails."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        if ran_out_of_memory(error):
+            free = ""
+            if device.type == "cuda":
+                free = f" ({torch.cuda.mem_get_info(device)[0] / 2**30:.2f} GiB are free)"
+            message = f"the model does not fit into the memory of {device}{free}: {reason}"
+            raise _CannotUse(EXIT_DOES_NOT_FIT, message) from error
+        if device_failed(error):
+            raise _CannotUse(EXIT_GPU_FAILED, f"{device} failed under the model: {reason}") from error
+        raise
 
 
 def _run(settings: Settings, signals: Signals | None) -> int:
@@ -409,7 +446,7 @@ def _run(settings: Settings, signals: Signals | None) -> int:
     log.info("loading model %s on %s", description.name, device)
     started = time.monotonic()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the loaders are imported
-    with _ended_at_once(signals):
+    with _ended_at_once(signals), _usable(device):
         _without_progress_bars()
         model = load_model(settings.model, device=device)
     log.info("model %s loaded on %s in %.1f s", model.name, device, time.monotonic() - started)
@@ -454,7 +491,8 @@ def serve(
             keep_seconds=settings.keep_seconds,
         )
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        count = choose_slots(settings.slots, model)
+        with _usable(model.device):
+            count = choose_slots(settings.slots, model)
         runtime = Runtime(settings, store, objects, model, Engine(model, batch=count), name, shutdown)
         slots = _open_slots(runtime, url, count)
         if slots is None:
@@ -465,15 +503,12 @@ def serve(
 
 
 def _try_encoder(encoder: EncoderSettings, geometry: Geometry) -> None:
-    """Encodes a black frame of every size. Raises `_BadSettings` for an encoder that does not work here.
-
-    Found later, it would cost every video all that was sampled of it.
-    """
-    for width, height in geometry.sizes:
-        try:
-            encode_chunk(np.zeros((1, height, width, 3), np.uint8), 0, 0, geometry.fps, encoder)
-        except EncodingError as error:
-            raise _BadSettings(f"LONGTAKE_CODEC, LONGTAKE_CRF: at {width}x{height}: {error}") from error
+    """Raises `_BadSettings` for an encoder that does not work here in every size."""
+    try:
+        for width, height in geometry.sizes:
+            check_encoder(encoder, width, height, geometry.fps)
+    except EncoderUnusable as error:
+        raise _BadSettings(f"LONGTAKE_CODEC, LONGTAKE_CRF: {error}") from error
 
 
 def model_card(model: VideoModel, description: ModelDescription, loaded_as: str) -> ModelCard:
@@ -529,11 +564,21 @@ def choose_device(wanted: str, worker_number: int = 0) -> torch.device:
     """`auto` is this worker's share of the GPUs, if there are any. Raises `_BadSettings` for one that is not there."""
     if wanted == "auto":
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not gpus and (sign := _sign_of_a_gpu()) is not None:
+            log.warning("no GPU can be used, although %s: running on the CPU", sign)
         return torch.device("cuda", worker_number % gpus) if gpus else torch.device("cpu")
     try:
         return device_of(wanted)
     except ValueError as error:
         raise _BadSettings(str(error)) from error
+
+
+def _sign_of_a_gpu() -> str | None:
+    """What says that this machine has an NVIDIA GPU, or that this container was given one."""
+    if GPU_FILE.exists():
+        return f"{GPU_FILE} is there"
+    given = os.environ.get("NVIDIA_VISIBLE_DEVICES", "")
+    return None if given in ("", "void", "none") else f"NVIDIA_VISIBLE_DEVICES is {given}"
 
 
 def choose_slots(wanted: int, model: VideoModel) -> int:

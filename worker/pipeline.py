@@ -349,6 +349,7 @@ class Pipeline:
         track: Track,
         decoder: StreamedDecoder,
         encoder: EncoderSettings,
+        model: str,
         store: VideoStore,
         objects: ObjectStore,
         patience: Patience,
@@ -363,7 +364,7 @@ class Pipeline:
     ) -> None:
         """`decoder` stands where `track` does, which may be before `next_chunk`: what comes before is not written.
 
-        `again`: attempts before this one came to nothing.
+        `model` is the fingerprint of the one that makes it. `again`: attempts before this one came to nothing.
         """
         self.committed = next_chunk
         self.layout = layout
@@ -373,7 +374,7 @@ class Pipeline:
         self.ended = False
         self._spec, self._fence = spec, fence
         self._next_chunk, self._track = next_chunk, track
-        self._encoder = encoder
+        self._encoder, self._model = encoder, model
         self._store, self._objects, self._patience = store, objects, patience
         self._archive = Archive(spec, fence, store, objects, patience)
         self._stop, self._wake = stop, wake
@@ -408,6 +409,11 @@ class Pipeline:
     def rests(self) -> bool:
         """Whether the sampler has stopped at a chunk boundary, as asked."""
         return self._track.resting
+
+    @property
+    def has_committed(self) -> bool:
+        """Whether it has made a chunk."""
+        return self.committed > self._next_chunk
 
     def stop(self) -> None:
         """Ends all stages as soon as what they are in the middle of is done."""
@@ -478,7 +484,7 @@ class Pipeline:
             with self._stopwatch:
                 chunk = encode_chunk(decoded.frames, index, first, self._spec.fps, self._encoder)
             record = record_of(chunk, index, first)
-            checkpoint = pack_checkpoint(index, decoded.emission.state, self._encoder)
+            checkpoint = pack_checkpoint(index, decoded.emission.state, self._encoder, self._model)
             latents = pack_latents(decoded.emission.latents)
             self._segments.put(_Encoded(record, chunk.init, chunk.segment, latents, checkpoint))
         self._segments.close()

@@ -34,7 +34,7 @@ from worker.checkpoint import (
     unpack_checkpoint,
     unpack_latents,
 )
-from worker.media.encode import EncoderSettings, encode_chunk
+from worker.media.encode import EncoderSettings, check_encoder, encode_chunk
 from worker.models.base import StreamedDecoder, VideoFrames, VideoModel
 from worker.pipeline import Archive, Layout, Patiently, record_of
 from worker.sampler.window import SamplerConfig, WindowState
@@ -54,10 +54,17 @@ class StartLost(Exception):
 
 
 class ModelChanged(Exception):
-    """The chunks there are have another length than those that the model makes now, so none can follow them."""
+    """The model is another by now than that of the chunks there are, so none of its own can follow them.
 
-    def __init__(self) -> None:
-        super().__init__("The model now makes chunks of another length than those that were to be continued.")
+    A video is made by the same weights from its first to its last chunk. What it begins with, an upload or a finished
+    video, may be from anywhere, only not chunks of another length.
+    """
+
+    def __init__(
+        self,
+        message: str = "The model now makes chunks of another length than those that were to be continued.",
+    ) -> None:
+        super().__init__(message)
 
 
 class Start:
@@ -115,7 +122,7 @@ class Start:
 
         `check` is called all along, and may raise.
 
-        Raises `StartLost`, `ModelChanged`, `FenceLost` and `VideoGone`.
+        Raises `StartLost`, `ModelChanged`, `EncoderUnusable`, `FenceLost` and `VideoGone`.
         """
         self._ending = ending
         if next_chunk == 0:
@@ -193,7 +200,7 @@ class Start:
     def _encoder_of(self, source: str) -> EncoderSettings:
         """What the source's segments were encoded with; they and the new ones share one initialisation segment.
 
-        Raises `ModelChanged` if they are no chunks of this model any more.
+        Raises `ModelChanged` if they are no chunks of this model any more, and `EncoderUnusable`.
         """
         video = self._attentively(lambda: self._store.get(source))
         if video is None or video.state.checkpoint is None:
@@ -202,6 +209,7 @@ class Start:
         checkpoint = unpack_checkpoint(self._attentively(lambda: self._objects.get(key)), "cpu")
         if checkpoint.window.config.chunk_latents != self._config.chunk_latents:
             raise ModelChanged
+        check_encoder(checkpoint.encoder, self._spec.width, self._spec.height, self._spec.fps)
         return checkpoint.encoder
 
     def _take_over(self, pool: ThreadPoolExecutor, source: str, records: Sequence[ChunkRecord]) -> None:
@@ -244,7 +252,8 @@ class Start:
             changes["first_chunk_at"] = time.time()
             changes["chunks_total"] = None if self._spec.frames is None else self._layout.chunks
         if record.index == self._spec.given_chunks - 1:
-            data = pack_checkpoint(record.index, self.window(ending=self._ending).to_tensors(), encoder)
+            window = self.window(ending=self._ending).to_tensors()
+            data = pack_checkpoint(record.index, window, encoder, self._model.fingerprint)
             self._put(checkpoint_key(self._spec.id, record.index), data)
             changes["checkpoint"] = record.index
         self._attentively(lambda: self._store.commit_chunk(self._spec, fence, record, **changes))

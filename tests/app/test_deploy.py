@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.requirements import Requirement
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.jobs.job import JobError
@@ -49,6 +51,7 @@ def test_the_compose_file_gives_each_worker_a_gpu_of_its_own_and_everybody_the_s
             assert known or not variable.startswith("LONGTAKE_")
     (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["device_ids"] == ["0"]
+    assert services["worker"]["environment"]["LONGTAKE_DEVICE"] == "${LONGTAKE_DEVICE:-cuda}"
 
 
 def test_every_variable_of_the_kubernetes_manifests_is_read() -> None:
@@ -60,17 +63,43 @@ def test_every_variable_of_the_kubernetes_manifests_is_read() -> None:
     }
     secrets = (KUBERNETES / "secrets.env.example").read_text().splitlines()
     variables |= {line.partition("=")[0] for line in secrets}
-    variables |= {row["name"] for row in container("api.yaml")[1]["env"]}
-    assert {"LONGTAKE_REDIS_URL", "LONGTAKE_STORAGE_URL", "LONGTAKE_API_KEYS_FILE"} <= variables
+    variables |= {row["name"] for name in ("api.yaml", "worker.yaml") for row in container(name)[1]["env"]}
+    assert {
+        "LONGTAKE_REDIS_URL",
+        "LONGTAKE_STORAGE_URL",
+        "LONGTAKE_API_KEYS_FILE",
+        "LONGTAKE_DEVICE",
+    } <= variables
     assert [name for name in sorted(variables) if not is_setting(name)] == []
     monitor = documents("monitoring.yaml")[0]["spec"]["endpoints"][0]["authorization"]["credentials"]
     assert monitor["key"] in variables
     assert {path.name for path in KUBERNETES.glob("*.yaml")} == {
         "kustomization.yaml",
         *kustomization["resources"],
+        *kustomization["configurations"],
         "keda.yaml",
         "monitoring.yaml",
     }
+
+
+def test_applying_the_manifests_again_does_not_take_back_how_many_workers_there_are() -> None:
+    worker, scaled = documents("worker.yaml")[0], documents("keda.yaml")[0]
+    assert scaled["spec"]["scaleTargetRef"]["name"] == worker["metadata"]["name"]
+    assert "replicas" not in worker["spec"]
+
+
+def test_kustomize_knows_every_place_that_names_a_generated_secret() -> None:
+    """The names it generates end in a hash; it knows those in pods by itself."""
+    kustomization = documents("kustomization.yaml")[0]
+    generated = {generator["name"] for generator in kustomization["secretGenerator"]}
+    (reference,) = documents(*kustomization["configurations"])[0]["nameReference"]
+    (field,) = reference["fieldSpecs"]
+    monitor = documents("monitoring.yaml")[0]
+    assert (reference["kind"], field["kind"]) == ("Secret", monitor["kind"])
+    found: Any = monitor
+    for step in field["path"].split("/"):
+        found = found[step] if isinstance(found, dict) else found[0][step]
+    assert found in generated
 
 
 def test_pods_are_probed_where_the_api_answers_and_stopped_no_sooner_than_it_can(
@@ -94,6 +123,19 @@ def test_pods_are_probed_where_the_api_answers_and_stopped_no_sooner_than_it_can
         assert "/tmp" in mounts
     image = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^USER (.*)$", image, re.MULTILINE) == ["10001"] * 2
+
+
+def test_the_environment_can_be_made_on_a_mac() -> None:
+    """Its bash is 3.2, to which an empty array is an unbound variable, and Swift is of Linux only."""
+    script = (ROOT / "deploy" / "install.sh").read_text()
+    assert re.findall(r'(?<!\+)"\$\{\w+\[@\]\}"', script) == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (swift,) = (
+        Requirement(line) for line in project["project"]["optional-dependencies"]["test"] if "swift" in line
+    )
+    assert swift.marker is not None
+    assert not swift.marker.evaluate({"sys_platform": "darwin"})
+    assert swift.marker.evaluate({"sys_platform": "linux"})
 
 
 def expressions() -> Iterator[str]:

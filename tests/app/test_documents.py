@@ -12,7 +12,7 @@ from redis import Redis
 from app.settings import Settings
 from docs.settings_page import PAGE, page
 from tests.app.conftest import running_api
-from worker.generate import OUT_OF_MEMORY
+from worker.generate import GPU_ERROR, OUT_OF_MEMORY
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -70,7 +70,7 @@ def codes_of_failed_videos() -> Iterator[str]:
                 answers = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
                 found = [answer.elts[0] for answer in answers if isinstance(answer, ast.Tuple)]
             yield from (str(one.value) for one in found if isinstance(one, ast.Constant))
-    yield OUT_OF_MEMORY
+    yield from (GPU_ERROR, OUT_OF_MEMORY)
 
 
 def test_every_code_of_a_failed_video_is_in_its_table_and_no_other() -> None:

@@ -78,8 +78,11 @@ The same holds in these single scenarios, which are part of the ordinary test su
 - A worker on another host is cut off from Redis for longer than its lease (network namespaces): it is replaced,
   finds out when the cable is back, and takes the next video.
 - SIGTERM, five times in one video, at different points: no attempt is used up.
+- A GPU fails for good under a video (a model that says so): its worker hands the other videos over, which use up no
+  attempt, and ends.
 - A video that kills its worker each time: it fails after its attempts with `attempts_exhausted`; other videos are
-  finished.
+  finished. Where a worker makes several videos at once, one whose last attempt came to nothing runs alone until it has
+  made a chunk: the others rest at their next chunk meanwhile, which uses up no attempt.
 """
 
 _NOT_TESTED = """## What was not tested
@@ -92,7 +95,8 @@ _NOT_TESTED = """## What was not tested
   disk.
 - Redis Cluster, Sentinel, and failover to a replica that lags behind.
 - Amazon S3 itself: the bucket is moto's, behind a proxy that misbehaves.
-- GPUs: the model runs on the CPU. Faults of a GPU (a hung kernel, an uncorrectable memory error) are not provoked.
+- GPUs: the model runs on the CPU. Faults of a GPU (a hung kernel, an uncorrectable memory error) are not
+  provoked, only the errors that PyTorch raises for them.
 - Damage to stored bytes, other than a missing or unreadable checkpoint (`tests/worker/test_generate.py`).
 """
 

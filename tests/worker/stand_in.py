@@ -62,6 +62,7 @@ class StandIn:
     """Implements `worker.models.base.VideoModel`. A prompt with a word of `FAULTS` in it makes it fail."""
 
     name = "stand-in"
+    fingerprint = "of the stand-in"
     device = torch.device("cpu")
     geometry = Geometry(3, 8, 4, 8, 24, ((16, 16), (32, 16)), (16, 16))
     sampler = SamplerConfig(
@@ -75,6 +76,8 @@ class StandIn:
 
     def __init__(self, *, step_seconds: float = 0.0, decode_seconds: float = 0.0) -> None:
         self.step_seconds, self.decode_seconds = step_seconds, decode_seconds
+        self.gpu_failed = False
+        """Whether every forward fails, as after the first error of a GPU."""
         self.black = False
         """Whether decoders make black frames."""
         self.rows: list[int] = []
@@ -103,6 +106,9 @@ class StandIn:
             raise RuntimeError("the network failed in /secret/path")
         if bool((faults == FAULTS["memory"]).any()):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        if self.gpu_failed or bool((faults == FAULTS["gpu"]).any()):
+            self.gpu_failed = True
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         if bool((faults == FAULTS["hang"]).any()):
             time.sleep(3600)
         level = sigmas[:, None, :, None, None]
@@ -128,7 +134,7 @@ class StandIn:
         return torch.stack(mixed, dim=1)[None]
 
 
-FAULTS = {"error": 7.0, "nan": 8.0, "hang": 9.0, "memory": 10.0}
+FAULTS = {"error": 7.0, "nan": 8.0, "hang": 9.0, "memory": 10.0, "gpu": 11.0}
 
 
 def card(model: Any) -> Any:

@@ -36,9 +36,9 @@ def window(stand_in: Any) -> WindowState:
 
 def test_a_checkpoint_gives_back_the_window_and_the_encoder_to_the_bit(window: WindowState) -> None:
     encoder = EncoderSettings("av1", 33, 1)
-    data = pack_checkpoint(4, window.to_tensors(), encoder)
+    data = pack_checkpoint(4, window.to_tensors(), encoder, "of a model")
     found = unpack_checkpoint(data, "cpu")
-    assert (found.chunk, found.encoder) == (4, encoder)
+    assert (found.chunk, found.encoder, found.model) == (4, encoder, "of a model")
     tensors, facts = window.to_tensors()
     again, same = found.window.to_tensors()
     assert facts == same
@@ -47,13 +47,20 @@ def test_a_checkpoint_gives_back_the_window_and_the_encoder_to_the_bit(window: W
 
 
 def test_the_same_state_is_the_same_bytes(window: WindowState) -> None:
-    packed = {pack_checkpoint(4, window.to_tensors(), EncoderSettings()) for _ in range(5)}
+    packed = {pack_checkpoint(4, window.to_tensors(), EncoderSettings(), "of a model") for _ in range(5)}
     assert len(packed) == 1
+
+
+def test_a_checkpoint_of_an_earlier_version_does_not_tell_its_model(window: WindowState) -> None:
+    data = pack_checkpoint(4, window.to_tensors(), EncoderSettings(), "of a model")
+    earlier = data.replace(b'\\"model\\"', b'\\"other\\"')
+    assert earlier != data
+    assert unpack_checkpoint(earlier, "cpu").model is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "schema"])
 def test_a_damaged_checkpoint_is_an_error_of_its_own(window: WindowState, damage: str) -> None:
-    data = pack_checkpoint(4, window.to_tensors(), EncoderSettings())
+    data = pack_checkpoint(4, window.to_tensors(), EncoderSettings(), "of a model")
     bad = {
         "cut": data[:-5],
         "empty": b"",

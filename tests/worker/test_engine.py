@@ -206,6 +206,19 @@ def test_an_error_in_a_shared_forward_fails_only_the_video_at_fault(stand_in: An
     assert (joined(results[0]) - sample(model, "a circle", chunks=6, seed=1)).abs().max() < 1e-5
 
 
+def test_no_forward_runs_any_more_on_a_gpu_that_has_failed(stand_in: Any, engines: Any) -> None:
+    model = stand_in.StandIn()
+    engine = engines(model, batch=2)
+    with engine.lock:
+        tracks = [join(engine, seed=1, prompt="gpu"), join(engine, seed=2), join(engine, seed=3)]
+    for track in tracks[:2]:
+        with pytest.raises(torch.AcceleratorError):
+            drain(track)
+    assert engine.call(lambda _: len(model.rows)) == 1
+    assert not tracks[2].over
+    assert engine.alive
+
+
 def test_videos_too_many_for_the_memory_go_on_alone_and_then_in_smaller_company(
     stand_in: Any, engines: Any
 ) -> None:

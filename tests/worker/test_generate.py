@@ -36,6 +36,7 @@ from worker import main as worker_main
 from worker.checkpoint import unpack_latents
 from worker.direction import prompt_timeline
 from worker.engine import Engine, Stopped, Track
+from worker.media import encode
 from worker.media.assemble import probe
 from worker.models.registry import load_model
 from worker.pipeline import Layout, Pipeline
@@ -334,6 +335,26 @@ def test_a_video_ends_where_its_model_was_changed_and_keeps_what_is_made(
     assert work.digests(spec.id) == digests
 
 
+@pytest.mark.parametrize(("began", "code"), [("of other weights", "model_changed"), (None, None)])
+def test_other_weights_under_the_same_name_do_not_continue_a_video_and_its_checkpoints_of_before_stay_good(
+    work: Any, began: str | None, code: str | None
+) -> None:
+    spec = work.spec(400)
+    model = work.model(step_seconds=0.02)
+    model.fingerprint = began
+    worker = work.start(model)
+    work.store.create(spec)
+    work.wait(spec.id, chunks=4)
+    worker.stop()
+    before, digests = work.video(spec.id).state, work.digests(spec.id)
+    assert before.status is Status.QUEUED
+    work.start()
+    video = work.wait(spec.id, "failed", "completed")
+    assert (video.state.error.code if video.state.error else None) == code
+    assert work.digests(spec.id)[: len(digests)] == digests
+    assert (video.state.chunks_ready == before.chunks_ready) == (code is not None)
+
+
 def test_a_video_that_only_has_to_be_concluded_completes_whatever_its_model_is_now(
     work: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -573,17 +594,30 @@ def test_a_shutdown_just_behind_the_end_of_a_video_leaves_it_ended(
     assert work.store.redis.zcard(queue.leases_key(name)) == 0
 
 
-def test_a_checkpoint_of_a_newer_version_is_left_to_a_worker_of_that_version(
-    work: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+@pytest.mark.parametrize("lacks", ["the version", "the encoder"])
+@pytest.mark.parametrize("extends", [False, True])
+def test_a_video_begun_by_a_newer_version_or_with_an_encoder_that_is_not_here_is_left_to_another_worker(
+    work: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually, lacks: str, extends: bool
 ) -> None:
-    monkeypatch.setattr(generate, "NEWER_VERSION_SECONDS", 0.05)
-    spec = work.spec(400)
-    newer = work.start(work.model(step_seconds=0.02))
+    monkeypatch.setattr(generate, "NOT_HERE_SECONDS", 0.05)
+    here = dict(encode._CODECS)
+    monkeypatch.setitem(encode._CODECS, "h264_nvenc", encode._CODECS["h264"])  # for as long as there is a GPU
+    begun = work.start(work.model(step_seconds=0.02), codec="h264_nvenc")
+    spec = work.spec(40 if extends else 400)
     work.store.create(spec)
-    work.wait(spec.id, chunks=2)
-    newer.stop()
+    if extends:
+        source = work.wait(spec.id, "completed")
+        begun.stop()
+        spec = work.spec(80, given_chunks=source.state.chunks_ready, extended_from=source.id)
+        work.store.create(spec)
+    else:
+        work.wait(spec.id, chunks=2)
+        begun.stop()
     known = work.video(spec.id).state
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_SCHEMA", checkpoint.CHECKPOINT_SCHEMA - 1)
+    if lacks == "the version":
+        monkeypatch.setattr(checkpoint, "CHECKPOINT_SCHEMA", checkpoint.CHECKPOINT_SCHEMA - 1)
+    else:
+        monkeypatch.setattr(encode, "_CODECS", here)
     tried: list[str] = []
     claim = VideoStore.claim
     monkeypatch.setattr(
@@ -595,6 +629,7 @@ def test_a_checkpoint_of_a_newer_version_is_left_to_a_worker_of_that_version(
     monkeypatch.undo()
     given_back = work.video(spec.id).state
     assert (given_back.status, given_back.attempts) == (Status.QUEUED, known.attempts)
+    monkeypatch.setitem(encode._CODECS, "h264_nvenc", encode._CODECS["h264"])
     work.start()
     work.wait(spec.id, "completed")
 

@@ -303,6 +303,47 @@ def test_weights_that_cannot_be_loaded_are_exit_code_3(
     assert "longtake worker: model x: vae: cut short\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["load_model", "measure_peak_bytes"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 26.00 GiB.\nMore"),
+            73,
+            "(1.50 GiB are free)",
+        ),
+        (
+            torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+            72,
+            "cuda failed under",
+        ),
+    ],
+)
+def test_a_model_that_its_gpu_cannot_hold_is_one_line_and_an_exit_code_of_its_own(
+    work: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+    fault: tuple[Exception, int, str],
+) -> None:
+    error, code, told = fault
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    model = work.model()
+    model.device = torch.device("cuda")
+    monkeypatch.setattr(worker_main, "choose_device", lambda *_: model.device)
+    monkeypatch.setattr(worker_main, "load_model", lambda *_, **__: model)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**29, 2**31))
+    monkeypatch.setattr(worker_main, where, failing)
+    assert worker_main.main(work.settings(model="builtin")) == code
+    *_, line = capsys.readouterr().err.splitlines()
+    assert " ERROR " in line
+    assert told in line
+    assert line.endswith(str(error).splitlines()[0])
+
+
 def test_the_workers_of_a_machine_share_its_gpus_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPUs that are not there: only their count is made up."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -311,6 +352,28 @@ def test_the_workers_of_a_machine_share_its_gpus_out(monkeypatch: pytest.MonkeyP
     assert worker_main.choose_device("cpu", 1).type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert worker_main.choose_device("auto", 1).type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "told"),
+    [
+        ("", "/nowhere", None),
+        ("void", "/nowhere", None),
+        ("none", "/nowhere", None),
+        ("all", "/nowhere", "NVIDIA_VISIBLE_DEVICES is all"),
+        ("void", "/dev/null", "/dev/null is there"),
+    ],
+)
+def test_a_gpu_that_does_not_start_is_told_before_the_cpu_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str, file: str, told: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(worker_main, "GPU_FILE", Path(file))
+    assert worker_main.choose_device("auto").type == "cpu"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (told is not None)
+    assert told is None or told in warnings[0]
 
 
 class Gpu:

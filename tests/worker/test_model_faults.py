@@ -15,7 +15,8 @@ from app.jobs.store import events_key
 from app.storage.objects import latents_key, manifest_key
 from worker import main as worker_main
 from worker.checkpoint import unpack_latents
-from worker.generate import fault, ran_out_of_memory
+from worker.devices import device_failed, ran_out_of_memory
+from worker.generate import fault
 from worker.media.encode import EncodingError
 from worker.models.base import InvalidOutput
 from worker.pipeline import BLACK_LEVEL, BlackFrames, StageError, is_black
@@ -50,6 +51,25 @@ def test_every_way_to_run_out_of_memory_is_known_as_such() -> None:
         caused(StageError("decode"), KeyError("x")),
     ):
         assert not ran_out_of_memory(other)
+
+
+def test_every_way_of_a_gpu_to_fail_is_known_as_such() -> None:
+    for error in (
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ):
+        assert device_failed(error)
+        assert fault(error)[0] == "gpu_error"
+        assert fault(caused(StageError("decode"), error))[0] == "gpu_error"
+    for other in (
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("shapes differ"),
+        ValueError("CUDA error"),
+    ):
+        assert not device_failed(other)
 
 
 def test_faults_have_codes_and_messages_without_details() -> None:
@@ -97,6 +117,27 @@ def test_a_process_that_ran_out_of_memory_hands_over_and_is_replaced(work: Any) 
     work.store.create(expected)
     work.wait(expected.id, "completed")
     assert len(work.digests(long.id)) == len(work.digests(expected.id))
+
+
+def test_a_process_whose_gpu_failed_costs_one_video_an_attempt_and_is_replaced(work: Any) -> None:
+    long, bad, waiting = work.spec(400), work.spec(prompt="gpu", width=32), work.spec(1)
+    worker = work.process({"step_seconds": 0.1}, slots=2, max_attempts=2)
+    work.store.create(long)
+    work.wait(long.id, chunks=1)
+    work.store.create(bad)
+    work.store.create(waiting)
+    assert worker.process.wait(60) == worker_main.EXIT_GPU_FAILED
+    assert "the GPU failed; ending this process" in worker.words
+    attempts = [work.video(spec.id).state.attempts for spec in (long, bad, waiting)]
+    assert attempts == [0, 1, 0]
+    assert {work.video(spec.id).state.status for spec in (long, bad, waiting)} == {Status.QUEUED}
+    worker = work.process({"step_seconds": 0.02}, slots=2, max_attempts=2)
+    video = work.wait(bad.id, "failed")
+    assert (video.state.error.code, video.state.attempts) == ("gpu_error", 2)
+    assert worker.process.wait(60) == worker_main.EXIT_GPU_FAILED
+    work.start()
+    for spec in (long, waiting):
+        assert work.wait(spec.id, "completed").state.attempts == 1
 
 
 def test_nothing_but_black_fails_the_video_and_no_black_chunk_is_shown(work: Any) -> None:

@@ -313,6 +313,16 @@ def test_a_source_that_is_deleted_too_early_ends_the_extension_with_a_reason(
     assert video.state.attempts == 1
 
 
+def test_a_finished_video_may_be_extended_by_other_weights(work: Any, source: Video) -> None:
+    work.end()
+    retrained = work.model()
+    retrained.fingerprint = "of other weights"
+    spec = extension(source, 90)
+    work.store.create(spec)
+    work.start(retrained)
+    assert work.wait(spec.id, "completed", "failed").state.status is Status.COMPLETED
+
+
 @pytest.mark.parametrize("chunk_latents", [1, 3])
 def test_what_was_to_begin_a_video_of_a_model_changed_meanwhile_is_not_taken_for_its_chunks(
     work: Any, source: Video, chunk_latents: int

@@ -41,6 +41,10 @@ class EncodingError(Exception):
     """The frames cannot be encoded with these settings: wrong shape, unknown codec, or the encoder refused."""
 
 
+class EncoderUnusable(Exception):
+    """An encoder does not work on this machine, which may lack its GPU or its library. Another may have it."""
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderSettings:
     """How frames are compressed. Every field changes the bytes, so all chunks of a video use the same settings.
@@ -132,6 +136,14 @@ _CODECS = {
     "hevc_nvenc": _Codec("hevc_nvenc", 25, _nvenc, tag="hvc1"),
     "av1_nvenc": _Codec("av1_nvenc", 30, _nvenc),
 }
+
+
+def check_encoder(settings: EncoderSettings, width: int, height: int, fps: int) -> None:
+    """Encodes a black frame. Raises `EncoderUnusable`: found later, it costs a video all that was sampled of it."""
+    try:
+        encode_chunk(np.zeros((1, height, width, 3), np.uint8), 0, 0, fps, settings)
+    except EncodingError as error:
+        raise EncoderUnusable(f"at {width}x{height}: {error}") from error
 
 
 def encode_chunk(

@@ -108,6 +108,11 @@ class VideoModel(Protocol):
     def name(self) -> str: ...
 
     @property
+    def fingerprint(self) -> str:
+        """What tells its weights from others under the same name."""
+        ...
+
+    @property
     def geometry(self) -> Geometry: ...
 
     @property

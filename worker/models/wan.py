@@ -20,7 +20,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from worker.devices import ran_out_of_memory
 from worker.models.base import Geometry, ModelLoadError, SamplerConfig, VideoFrames
+from worker.models.fingerprint import fingerprint
 from worker.models.wan_vae import Untyped, WanAutoencoder, WanStreamedDecoder
 
 TIMESTEPS: Final = 1000.0
@@ -261,6 +263,7 @@ class WanModel:
         self,
         *,
         name: str,
+        fingerprint: str,
         geometry: Geometry,
         sampler: SamplerConfig,
         transformer: FrameTransformer,
@@ -269,6 +272,7 @@ class WanModel:
         device: torch.device,
     ) -> None:
         self.name, self.geometry, self.sampler, self.device = name, geometry, sampler, device
+        self.fingerprint = fingerprint
         self._transformer = transformer.to(device).eval().requires_grad_(False)
         self._dtype: torch.dtype = transformer.proj_out.weight.dtype
         self._text_encoder = text_encoder
@@ -354,6 +358,7 @@ def load_wan(
     tokens = min(prompt_tokens, tokenizer.model_max_length)
     return WanModel(
         name=name,
+        fingerprint=fingerprint(source),
         geometry=geometry,
         sampler=sampler,
         transformer=FrameTransformer(transformer, geometry.fps),
@@ -383,6 +388,8 @@ def _part(name: str, cls: Untyped, source: str, folder: str, **options: Any) -> 
     try:
         return cls.from_pretrained(source, subfolder=folder, **options)
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+        if ran_out_of_memory(error):
+            raise
         raise ModelLoadError("model_corrupt", f"model {name}: {folder}: {_reason(error)}") from error
 
 

@@ -369,6 +369,17 @@ def test_weights_that_diffusers_knows_to_be_left_over_do_not_matter(copy: Path) 
     load_model(str(copy))
 
 
+def test_weights_for_which_there_is_no_memory_are_not_corrupt(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(AutoencoderKLWan, "from_pretrained", failing)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_model(str(copy))
+
+
 def test_a_missing_tokenizer_is_corrupt(copy: Path) -> None:
     shutil.rmtree(copy / "tokenizer")
     code, message = refusal(copy, load=True)
