@@ -280,7 +280,7 @@ def test_an_ending_that_breaks_is_told_from_one_that_does_not(
         job = Job("x", "rendered", str(tiny_folder), case, 0, seconds, 0, stills=False)
         measurement = Measurement(bench, job, model, len(right))
         measurement.take(np.concatenate([right[: len(right) - len(ending)], ending]))
-        found = figures.of_video(measurement.finish() | {"cost": {}})
+        found = figures.of_video(measurement.finish() | {"cost": {}, "prompt": case.prompt})
         broken = words != "nothing"
         assert (found["ending"], found["ended_badly"]) == (not broken, broken), words
 
