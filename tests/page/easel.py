@@ -51,6 +51,7 @@ class Easel:
     """
 
     name = "easel"
+    fingerprint = "of the easel"
     device = torch.device("cpu")
     geometry = Geometry(6, 8, 4, 8, FPS, ((64, 64),), (64, 64))
     sampler = SamplerConfig(
