@@ -99,6 +99,19 @@ class _Cancelled(Exception):
     """The client wants no more of it."""
 
 
+# What ends an attempt by no fault of the video or the model.
+_NOT_AT_FAULT = (
+    FenceLost,
+    VideoGone,
+    RecordError,
+    CheckpointTooNew,
+    EncoderUnusable,
+    Stopped,
+    _Preempted,
+    _Rests,
+)
+
+
 class Spoiled:
     """The fault after which the process is of no more use: a new one starts with all of its memory and its GPU."""
 
@@ -249,9 +262,7 @@ class Generation:
             return self._fail(JobError(code="model_changed", message=str(error)))
         except StartLost as error:
             return self._fail(JobError(code=error.code, message=error.message))
-        except (FenceLost, VideoGone, RecordError, CheckpointTooNew, EncoderUnusable):
-            raise
-        except (Stopped, _Preempted, _Rests):
+        except _NOT_AT_FAULT:
             raise
         except Exception as error:  # noqa: BLE001 - kept for the video it belongs to
             try:

@@ -245,7 +245,7 @@ SIZES = {
     "frechet": Size(0.02),
 }
 """One video or segment in twenty, a jump in 42 s at 24 frames a second, an eighth of a pixel of 128, a hundredth of the
-range of colors, a twentieth of a frame difference, a quarter of what two draws of true scenes are apart."""
+range of colors, a twentieth of a frame difference, a seventh of what two draws of true scenes were apart."""
 _SHARES = {
     *("follows", "background", "color", "shape", "motion", "second", "present", "jumps"),
     *("follows_last", "identity"),
