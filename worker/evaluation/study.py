@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -51,6 +50,7 @@ from worker.evaluation.methods import (
     training_shares,
 )
 from worker.models.base import ModelLoadError, SamplerConfig, VideoFrames, VideoModel
+from worker.models.fingerprint import revision
 from worker.models.registry import describe, load_model
 from worker.training import scenes
 
@@ -306,8 +306,8 @@ def weights(spec: str) -> str:
     """Digest of the files of a model folder, or the hub id with the revision that lies here."""
     source = Path(describe(spec).source)
     if not source.is_dir():
-        index = try_to_load_from_cache(str(source), "model_index.json")
-        return f"{spec}@{Path(index).parent.name[:12]}" if isinstance(index, str) else spec
+        found = revision(str(source))
+        return f"{spec}@{found[:12]}" if found else spec
     digest = hashlib.sha256()
     for path in sorted(p for p in source.rglob("*") if p.suffix in (".json", ".safetensors")):
         with path.open("rb") as file:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import try_to_load_from_cache
 
 PARTS: Final = ("text_encoder", "transformer", "vae")
 SUFFIXES: Final = (".safetensors", ".bin")
@@ -18,11 +18,15 @@ PIECE_BYTES: Final = 2**20
 def fingerprint(source: str) -> str:
     """What identifies the weights of a pipeline that was loaded: of a hub id its revision, of a folder a digest.
 
-    Training changes nearly all tensors, so a few pieces of a large file tell it from another.
+    Training changes nearly all tensors, so a few pieces of a large file tell it from another. Raises FileNotFoundError
+    for a hub id of which there is no copy here.
     """
     folder = Path(source)
     if not folder.is_dir():
-        return Path(hf_hub_download(source, "transformer/config.json", local_files_only=True)).parents[1].name
+        found = revision(source)
+        if found is None:
+            raise FileNotFoundError(f"there is no copy of {source} here")
+        return found
     digest = hashlib.sha256()
     files = [file for part in PARTS for file in (folder / part).iterdir() if file.suffix in SUFFIXES]
     for file in sorted(files):
@@ -30,6 +34,12 @@ def fingerprint(source: str) -> str:
         digest.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
         _read_into(digest, file, size)
     return digest.hexdigest()
+
+
+def revision(hub_id: str) -> str | None:
+    """The revision of a model of the hub that is used here, None if there is no copy of it yet."""
+    config = try_to_load_from_cache(hub_id, "transformer/config.json")
+    return Path(config).parents[1].name if isinstance(config, str) else None
 
 
 def _read_into(digest: "hashlib._Hash", file: Path, size: int) -> None:

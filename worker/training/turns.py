@@ -3,8 +3,8 @@
 A window that slides over its own output meets pasts that no plain scene has: an object that is half gone, or has begun
 as the wrong shape. Trained on plain scenes alone, a network carries such a past on for ever. Here a scene is one thing
 until its turn and what its caption says after it, so that the network learns to lead any past to its caption. A past
-is another scene of the set (what a changed prompt leaves behind), or the same one faint, out of shape, too large or
-halting.
+is another scene of the set (what a changed prompt leaves behind), or the same one faint, out of shape, too large,
+halting, or with a night that has stopped falling.
 
 The object stays where it is when its motion changes: the motion after the turn is fitted to the place, and where it
 can be to the direction, in which the one before is met. An object that is wholly gone has no place: it comes back by
@@ -25,7 +25,7 @@ from worker.training.backdrops import BACKDROPS
 from worker.training.scenes import MOTIONS, SHAPES, SceneAttributes, Scenes, Track, World
 
 PASTS = {
-    "background": 0.10,
+    "background": 0.16,
     "second": 0.08,
     "color": 0.08,
     "shape": 0.14,
@@ -45,7 +45,7 @@ half or wholly gone, with something of another shape, a mere disc, or with somet
 with five arms), grown out of its size and shape, as crosses do that a sampler loses, or slower than it should be, and
 pulsing less."""
 
-_SLIPS = ("faint", "gone", "malformed", "rounded", "twisted", "swollen", "halting")
+_SLIPS = ("faint", "gone", "malformed", "rounded", "twisted", "swollen", "halting", "stalled")
 
 HALTING_PULSES = 0.35
 """Share of the pasts of what pulses that halt in any case: of all motions this is the one that a sampler lets die down.
@@ -56,6 +56,9 @@ With those of the other 65 % that `PASTS` lets halt, 41 %.
 ROUNDED_SPINS = 0.2
 """Share of the pasts of what spins that are rounded in any case: a sampler that has lost all corners finds none again,
 because nothing tells their angle. They come back upright."""
+
+STALLED_NIGHTFALLS = 0.35
+"""Share of the pasts of nightfalls in which the night alone falls more slowly than it should, or has stopped."""
 
 _CONFUSED = {"bounce": "orbit", "orbit": "bounce"}
 """Motions that are taken for each other: half of the pasts that differ in motion."""
@@ -78,15 +81,16 @@ class Turns:
     twist: Tensor  # angle by which the shape before the turn is off, radians
     pace: Tensor  # how fast time goes for the scene before the turn, as a fraction
     swing: Tensor  # how much it pulses, as a fraction
+    dusk_pace: Tensor  # how fast its night falls, as a fraction
     start: Tensor  # frame 0 of both scenes
 
     def __len__(self) -> int:
         return len(self.before)
 
-    def earlier(self, frames: Tensor) -> Tensor:
-        """Frames of the scene before the turn at the given ones, (T,) or (B, T), by its pace: (B, T)."""
+    def earlier(self, frames: Tensor, pace: Tensor | None = None) -> Tensor:
+        """Frames of the scene before the turn at the given ones, (T,) or (B, T), by this pace or its own: (B, T)."""
         turn = self.begin[:, None]
-        return turn + (frames - turn) * self.pace[:, None]
+        return turn + (frames - turn) * (self.pace if pace is None else pace)[:, None]
 
     def tracks(self, frames: Tensor) -> tuple[Track, Track]:
         """Where the objects of both scenes are at the given frames, (T,) or (B, T): (B, T)."""
@@ -257,9 +261,11 @@ def sample(
     motions, any_case = np.array([a.motion for a in attributes]), rng.random(count)
     kinds = np.where((motions == "pulse") & (any_case < HALTING_PULSES), "halting", kinds)
     kinds = np.where((motions == "spin") & (any_case < ROUNDED_SPINS), "rounded", kinds)
-    faint, gone, malformed, rounded, twisted, swollen, halting = (kinds == kind for kind in _SLIPS)
+    falls = np.array([a.background == "nightfall" for a in attributes])
+    kinds = np.where(falls & (any_case > 1 - STALLED_NIGHTFALLS), "stalled", kinds)
+    faint, gone, malformed, rounded, twisted, swollen, halting, stalled = (kinds == kind for kind in _SLIPS)
     bent = malformed | rounded | twisted | swollen
-    slip = faint | bent | halting
+    slip = faint | bent | halting | stalled
     pasts = [
         a if kind in _SLIPS else _past(a, str(kind), rng, world)
         for a, kind in zip(attributes, kinds, strict=True)
@@ -303,6 +309,7 @@ def sample(
         twist=tensor(drawn(0.2, 0.8, twisted | swollen, 0.0) * periods),
         pace=pace,
         swing=swing,
+        dusk_pace=torch.minimum(pace, tensor(drawn(0, 0.6, stalled, 1.0))),
         start=torch.where(enters, begin, 0.0),
     )
 
@@ -364,7 +371,7 @@ def render(turns: Turns, frames: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     start, end = (scenes.inks(scene.color) for scene in (turns.before, turns.after))
     ink = torch.lerp(start, end, done[:, None][pixel])  # (B, 3, T, 1, 1)
-    first, first_cover = scenes.scenery(turns.before, turns.earlier(frames), size)
+    first, first_cover = scenes.scenery(turns.before, turns.earlier(frames, turns.dusk_pace), size)
     last, last_cover = scenes.scenery(turns.after, frames, size)
     paper = torch.lerp(first, last, done[:, None][pixel])
     second = torch.lerp(first_cover, last_cover, done[pixel])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from worker.models import fingerprint as fingerprints
-from worker.models.fingerprint import PARTS, fingerprint
+from worker.models.fingerprint import PARTS, fingerprint, revision
 from worker.models.registry import load_model
 
 
@@ -56,9 +55,17 @@ def test_of_a_large_file_a_few_pieces_are_read_from_its_beginning_to_its_end(
     assert fingerprint(str(changed)) in found
 
 
-def test_a_model_of_the_hub_has_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cached(repository: str, path: str, **_: Any) -> str:
-        return str(tmp_path / "snapshots" / "c0ffee" / path)
-
-    monkeypatch.setattr(fingerprints, "hf_hub_download", cached)
-    assert fingerprint("owner/model") == "c0ffee"
+def test_a_model_of_the_hub_has_the_revision_of_its_copy_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    copy, commit = tmp_path / "models--owner--model", "c0ffee" + 34 * "0"
+    config = copy / "snapshots" / commit / "transformer" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("{}")
+    (copy / "refs").mkdir()
+    (copy / "refs" / "main").write_text(commit)
+    assert fingerprint("owner/model") == revision("owner/model") == commit
+    with pytest.raises(FileNotFoundError, match="no copy of owner/other"):
+        fingerprint("owner/other")
+    assert revision("owner/other") is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from worker.evaluation import oracle
-from worker.training import scenes, turns
+from worker.training import backdrops, scenes, turns
 from worker.training.backdrops import BACKGROUNDS
 from worker.training.scenes import SceneAttributes
 
@@ -31,6 +31,7 @@ def turning(before: list[SceneAttributes], after: list[SceneAttributes], length:
         twist=0 * ones,
         pace=ones,
         swing=ones,
+        dusk_pace=ones,
         start=0 * ones,
     )
 
@@ -50,9 +51,10 @@ def one(
 def drawn(kind: str, asked: list[SceneAttributes], seed: int = 0) -> turns.Turns:
     """Turns to these scenes whose pasts are all of one kind."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turns, "PASTS", {name: float(name == kind) for name in turns.PASTS})
+        patch.setattr(turns, "PASTS", dict.fromkeys(turns.PASTS, 0.0) | {kind: 1.0})
         patch.setattr(turns, "HALTING_PULSES", 0.0)
         patch.setattr(turns, "ROUNDED_SPINS", 0.0)
+        patch.setattr(turns, "STALLED_NIGHTFALLS", float(kind == "stalled"))
         begin = torch.full((len(asked),), BEGIN)
         return turns.sample(asked, begin, np.random.default_rng(seed))
 
@@ -200,6 +202,33 @@ def test_night_falls_as_slowly_as_what_halts() -> None:
     early, then, late = pixels[..., 0, 0].mean(1).unbind(1)
     assert torch.allclose(early - then, (then - late) * batch.pace, atol=2e-3)
     assert torch.allclose(then, scenes.render(batch.after, begin, 32)[0][..., 0, 0].mean(1)[:, 0], atol=1e-3)
+
+
+def test_a_night_that_has_stopped_falling_falls_on_behind_the_turn_and_all_else_goes_on_before() -> None:
+    asked = [one("orbit", background="nightfall"), one("spin", background="nightfall")] * 4
+    batch = drawn("stalled", asked)
+    assert batch.dusk_pace.max() < 0.6
+    assert (batch.pace == 1).all()
+    for number in range(8):
+        batch.before.dusk[number] = batch.after.dusk[number] = BEGIN - 48
+    pixels, _ = turns.render(batch, torch.arange(BEGIN - 48, BEGIN + 96), 64)
+    for clip, caption, pace in zip(pixels, asked, batch.dusk_pace, strict=True):
+        track = oracle.measure(oracle.to_uint8(clip[None]), caption)
+        before, turned, after = track.night[[4, 44]], track.night[48 + 20], track.night[[48 + 20, 140]]
+        assert np.diff(before)[0] == pytest.approx(
+            float(pace) * 40 / 24 / backdrops.NIGHTFALL_SECONDS, abs=0.06
+        )
+        assert turned == pytest.approx(68 / 24 / backdrops.NIGHTFALL_SECONDS, abs=0.06)
+        assert np.diff(after)[0] == pytest.approx(72 / 24 / backdrops.NIGHTFALL_SECONDS, abs=0.06)
+        assert oracle.judge(oracle.to_uint8(clip[None]), caption).motion
+
+
+def test_night_has_often_stopped_falling_before_a_turn() -> None:
+    asked = [one("left", background="nightfall"), one("left", background="day")] * 300
+    batch = turns.sample(asked, torch.full((600,), BEGIN), np.random.default_rng(8))
+    stalled = batch.dusk_pace < batch.pace
+    assert 0.28 < stalled[::2].float().mean() < 0.42
+    assert not stalled[1::2].any()
 
 
 def halting(motion: str, count: int = 24) -> turns.Turns:
@@ -422,7 +451,7 @@ def test_turns_are_drawn_alike_from_alike_seeds_and_end_in_what_the_caption_says
         sum(getattr(a, f.name) != getattr(b, f.name) for f in fields(SceneAttributes))
         for a, b in zip(batch.before.attributes(), asked, strict=True)
     ]
-    slips = (batch.visible < 1) | (batch.shape_share > 0) | (batch.pace < 1)
+    slips = (batch.visible < 1) | (batch.shape_share > 0) | (batch.dusk_pace < 1)
     assert ((batch.twist > 0) <= slips).all()
     assert 0.3 < slips.float().mean() < 0.6
     assert all(count > 0 for count, slip in zip(differ, slips, strict=True) if not slip)
