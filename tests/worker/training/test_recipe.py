@@ -334,6 +334,7 @@ def test_the_turns_of_encoded_videos_are_where_their_latents_change(recipe: Reci
         twist=0 * ones,
         pace=ones,
         swing=ones,
+        dusk_pace=ones,
         start=0 * ones,
     )
     encoded, plain = (
