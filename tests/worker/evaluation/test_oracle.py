@@ -81,9 +81,7 @@ def degraded(frames: NDArray[np.uint8], rng: np.random.Generator, sigma: float =
     return shown
 
 
-@pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))]
-)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_true_rich_scenes_pass_also_blurred_and_noisy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     drawn = scenes.accompanied(scenes.sample_attributes(50, rng, scenes.all_attributes()), rng, 0.6)

@@ -89,13 +89,13 @@ def test_an_object_whose_motion_changes_goes_on_from_where_it_is(before: str, af
 @pytest.mark.parametrize("fast", [True, False])
 def test_what_becomes_fast_or_slow_goes_on_from_where_it_is(motion: str, *, fast: bool) -> None:
     before, after = one(motion, fast=not fast), one(motion, fast=fast)
-    batch = turning([before] * 8, [after] * 8)
+    batch = turning([before] * 4, [after] * 4)
     slow, quick = (
         scenes.speed(scene) for scene in sorted((batch.before, batch.after), key=lambda s: int(s.fast[0]))
     )
-    assert torch.allclose(quick - slow, torch.full((8,), scenes.FASTER))
+    assert torch.allclose(quick - slow, torch.full((4,), scenes.FASTER))
     one_, other = batch.tracks(torch.tensor([BEGIN]))
-    assert torch.allclose(scenes.shortest(one_.x - other.x), torch.zeros(8, 1), atol=2e-3)
+    assert torch.allclose(scenes.shortest(one_.x - other.x), torch.zeros(4, 1), atol=2e-3)
     assert torch.allclose(one_.y, other.y, atol=2e-3)
     then, later = (track.x for track in (one_, batch.tracks(torch.tensor([BEGIN + 1]))[1]))
     moved, would_have = (
@@ -231,7 +231,7 @@ def test_night_has_often_stopped_falling_before_a_turn() -> None:
     assert not stalled[1::2].any()
 
 
-def halting(motion: str, count: int = 24) -> turns.Turns:
+def halting(motion: str, count: int = 8) -> turns.Turns:
     """Scenes that have slowed down before their turn."""
     return drawn("halting", [one(motion)] * count)
 
