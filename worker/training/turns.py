@@ -50,7 +50,7 @@ _SLIPS = ("faint", "gone", "malformed", "rounded", "twisted", "swollen", "haltin
 HALTING_PULSES = 0.35
 """Share of the pasts of what pulses that halt in any case: of all motions this is the one that a sampler lets die down.
 
-With those of the other 65 % that `PASTS` lets halt, 41 %.
+With those of the other 65 % that `PASTS` lets halt, 40 %, where no night falls.
 """
 
 ROUNDED_SPINS = 0.2

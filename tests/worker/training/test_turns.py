@@ -196,8 +196,7 @@ def test_what_spins_has_often_lost_its_corners_before_a_turn() -> None:
 def test_night_falls_as_slowly_as_what_halts() -> None:
     batch = drawn("halting", [one("orbit", background="nightfall")] * 8)
     begin = torch.tensor([BEGIN])
-    for number in range(8):
-        batch.before.dusk[number] = batch.after.dusk[number] = BEGIN - 120
+    batch.before.dusk[:] = batch.after.dusk[:] = BEGIN - 120
     pixels, _ = turns.render(batch, torch.tensor([BEGIN - 96, BEGIN, BEGIN + 96]), 32)
     early, then, late = pixels[..., 0, 0].mean(1).unbind(1)
     assert torch.allclose(early - then, (then - late) * batch.pace, atol=2e-3)
@@ -209,18 +208,16 @@ def test_a_night_that_has_stopped_falling_falls_on_behind_the_turn_and_all_else_
     batch = drawn("stalled", asked)
     assert batch.dusk_pace.max() < 0.6
     assert (batch.pace == 1).all()
-    for number in range(8):
-        batch.before.dusk[number] = batch.after.dusk[number] = BEGIN - 48
+    batch.before.dusk[:] = batch.after.dusk[:] = BEGIN - 48
     pixels, _ = turns.render(batch, torch.arange(BEGIN - 48, BEGIN + 96), 64)
-    for clip, caption, pace in zip(pixels, asked, batch.dusk_pace, strict=True):
-        track = oracle.measure(oracle.to_uint8(clip[None]), caption)
-        before, turned, after = track.night[[4, 44]], track.night[48 + 20], track.night[[48 + 20, 140]]
-        assert np.diff(before)[0] == pytest.approx(
-            float(pace) * 40 / 24 / backdrops.NIGHTFALL_SECONDS, abs=0.06
-        )
-        assert turned == pytest.approx(68 / 24 / backdrops.NIGHTFALL_SECONDS, abs=0.06)
-        assert np.diff(after)[0] == pytest.approx(72 / 24 / backdrops.NIGHTFALL_SECONDS, abs=0.06)
-        assert oracle.judge(oracle.to_uint8(clip[None]), caption).motion
+    a_frame = 1 / (scenes.FPS * backdrops.NIGHTFALL_SECONDS)  # share of night
+    for clip, caption, pace in zip(pixels, asked, batch.dusk_pace.tolist(), strict=True):
+        frames = oracle.to_uint8(clip[None])
+        night = oracle.measure(frames, caption).night
+        assert night[44] - night[4] == pytest.approx(40 * pace * a_frame, abs=0.06)
+        assert night[68] == pytest.approx(68 * a_frame, abs=0.06)
+        assert night[140] - night[68] == pytest.approx(72 * a_frame, abs=0.06)
+        assert oracle.judge(frames, caption).motion
 
 
 def test_night_has_often_stopped_falling_before_a_turn() -> None:
