@@ -23,6 +23,13 @@ from app.storage.objects import (
 # Longest piece of the client's own input that an error repeats, in characters.
 _QUOTED = 80
 
+# Pydantic's complaints that are made of Python, in words of JSON.
+_OF_JSON = {
+    "model_type": "it must be an object",
+    "dict_type": "it must be an object",
+    "list_type": "it must be a list",
+}
+
 
 class APIError(Exception):
     """An answer other than success: HTTP status plus ``{"error": {message, type, param, code}}``."""
@@ -194,7 +201,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]], *, skip: int = 0) -> AP
         return unknown_parameter(param)
     if error["type"] == "missing":
         return invalid(f"Missing parameter: {param}.", param=param, code="missing_required_parameter")
-    return invalid(f"Invalid {param}: {error['msg']}.", param=param)
+    reason = _OF_JSON.get(error["type"]) or error["msg"].replace("Input should be", "it must be")
+    return invalid(f"Invalid {param}: {reason}.", param=param)
 
 
 def _param(location: Sequence[str | int]) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -201,6 +202,7 @@ def test_bad_input_gets_a_clear_error_and_makes_nothing(
     answer = api.http.post("/v1/videos", content=body, headers={"Content-Type": "application/json"})
     message = api.error(answer, 400, code, param)
     assert len(message) < 400
+    assert not re.search("Input|dictionary|PromptAt", message), message
     assert api.http.get("/v1/videos").json()["data"] == []
 
 

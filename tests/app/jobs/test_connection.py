@@ -37,6 +37,7 @@ def admin(server: EmbeddedRedis, *command: object) -> Any:
 
 
 def follow(server: EmbeddedRedis, primary: EmbeddedRedis) -> None:
+    admin(primary, "CONFIG", "SET", "repl-diskless-sync-delay", 0)  # it waits five seconds for more replicas
     admin(server, "CONFIG", "SET", "masterauth", primary.password)
     admin(server, "REPLICAOF", "127.0.0.1", primary.port)
 

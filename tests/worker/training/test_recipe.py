@@ -19,6 +19,7 @@ from diffusers import (
 )
 from transformers import UMT5EncoderModel
 
+from tests.worker.training.plain import plain_turns
 from worker.models.registry import load_model
 from worker.training import __main__ as command
 from worker.training import (
@@ -323,20 +324,7 @@ def test_the_turns_of_encoded_videos_are_where_their_latents_change(recipe: Reci
     batch = scenes.sample_scenes([scenes.SceneAttributes("black", "red", "circle", "pulse")] * 2, RNG)
     begin, ones = torch.tensor([17.0, 20.0]), torch.ones(2)
     after = replace(batch, background=batch.background + 1)
-    changing = turns.Turns(
-        before=batch,
-        after=after,
-        begin=begin,
-        length=4 * ones,
-        visible=ones,
-        shape_share=0 * ones,
-        scale=ones,
-        twist=0 * ones,
-        pace=ones,
-        swing=ones,
-        dusk_pace=ones,
-        start=0 * ones,
-    )
+    changing = plain_turns(batch, after, begin, 4 * ones)
     encoded, plain = (
         latents.encode(autoencoder, partial(kind.render, scene, size=32), 0, 9)[0]
         for kind, scene in ((turns, changing), (scenes, batch))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.worker.training.plain import plain_turns
 from worker.evaluation import oracle
 from worker.training import backdrops, scenes, turns
 from worker.training.backdrops import BACKGROUNDS
@@ -20,20 +21,7 @@ def turning(before: list[SceneAttributes], after: list[SceneAttributes], length:
     """Plain changes from one scene to another, nothing faint or out of shape."""
     begin, ones = torch.full((len(before),), BEGIN), torch.ones(len(before))
     batch = scenes.sample_scenes(before, np.random.default_rng(0))
-    return turns.Turns(
-        before=batch,
-        after=turns.continued(batch, after, begin),
-        begin=begin,
-        length=length * ones,
-        visible=ones,
-        shape_share=0 * ones,
-        scale=ones,
-        twist=0 * ones,
-        pace=ones,
-        swing=ones,
-        dusk_pace=ones,
-        start=0 * ones,
-    )
+    return plain_turns(batch, turns.continued(batch, after, begin), begin, length * ones)
 
 
 def one(
