@@ -495,8 +495,6 @@ class Pipeline:
             self._archive.adopt(self._next_chunk - 1)
         for chunk in self._segments:
             index = chunk.record.index
-            # Who was away for long finds out before it writes over what another worker has made.
-            self._patience(lambda: self._store.controls(self._spec.id, self._fence))
             if index == 0:
                 self._put(init_key(self._spec.id), chunk.init)
             self._put(chunk_key(self._spec.id, index), chunk.segment)
@@ -505,7 +503,12 @@ class Pipeline:
             self._commit(chunk.record)
 
     def _put(self, key: str, data: bytes) -> None:
-        self._patience(lambda: self._objects.put(key, data))
+        def attempt() -> None:
+            # Who was away for long finds out before it writes over what another worker has made.
+            self._store.controls(self._spec.id, self._fence)
+            self._objects.put(key, data)
+
+        self._patience(attempt)
 
     def direct(self, layout: Layout) -> None:
         """Goes on with another length, and has what the record says now in the manifest before the next commit."""

@@ -56,13 +56,21 @@ class Lineup:
     """Those that wait, in the order in which they are taken, and those that run.
 
     What is more urgent is made first; equals take turns of `turn_seconds`, so a short video does not wait for the
-    end of a long one. The work of others is spread over the live slots. New videos may always come before these.
+    end of a long one. The work of others is spread over the live slots. New videos may always come before these. When
+    the `blocked` last of those that wait will begin is not told: they wait for videos of their own owners.
     """
 
     def __init__(
-        self, waiting: Sequence[Contender], running: Sequence[Contender], *, slots: int, turn_seconds: float
+        self,
+        waiting: Sequence[Contender],
+        running: Sequence[Contender],
+        *,
+        slots: int,
+        turn_seconds: float,
+        blocked: int = 0,
     ) -> None:
         self._waiting, self._running = waiting, running
+        self._ready = len(waiting) - blocked
         self._slots, self._turn_seconds = slots, turn_seconds
         self._positions = {contender.video_id: position for position, contender in enumerate(waiting)}
 
@@ -71,6 +79,8 @@ class Lineup:
         position = self._positions.get(video_id)
         if position is None:
             return None
+        if position >= self._ready:
+            return Place(position, None)
         everyone = [*self._running, *self._waiting]
         mine, ahead = self._waiting[position], len(self._running) + position
         return Place(position, _eta(mine, everyone, ahead, self._slots, self._turn_seconds))

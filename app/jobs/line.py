@@ -16,13 +16,16 @@ answer of `_MAKE_ROOM`, once it was yes) while it runs. All times are Unix secon
 The policy, and all of it is in the scripts below, so that what is taken and what is told are the same:
 
 - More urgent videos are taken first. Within a priority the owner who was served least recently comes first, and an
-  owner's videos in the order they stand in line. Who runs as many videos as allowed is passed over.
+  owner's videos in the order they stand in line. Who runs as many videos as allowed is passed over, but for what is
+  only to be ended because it was cancelled.
 - A running video makes room at its next chunk boundary when somebody waits and no slot is free: at once for a more
   urgent video, and for an equal one when its turn (`turn_seconds`) is over. Of several running videos the least
   urgent, then the one with the longest turn does, one for each that waits and no more. In every turn a video makes at
   least one chunk, so all get on, however short the turns. Nobody makes room when nobody waits.
+- What waits only because its owner runs as many as allowed is helped by none but its owner's own videos of the same
+  model: one of those makes room for it by the same rules, whatever slots are free.
 - Low priorities are not starved: once in `starvation_seconds` the video that has waited longest, and at least so
-  long, is promoted. It is taken before all others and counts as most urgent for one turn.
+  long, is promoted. It is taken before all others and counts as most urgent for one turn, and then as what it is.
 """
 
 from __future__ import annotations
@@ -77,9 +80,13 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Who waits and who runs, as (id, rank): 1 is the most urgent rank. Those that wait in the order of taking."""
+    """Who waits and who runs, as (id, rank): 1 is the most urgent rank. Those that wait in the order of taking.
+
+    The `blocked` last of those that wait do so for videos of their own owners.
+    """
 
     waiting: tuple[tuple[str, int], ...]
+    blocked: int
     running: tuple[tuple[str, int], ...]
     slots: int
 
@@ -134,17 +141,18 @@ end
 -- The waiting videos in the order of taking, then those whose owners have to wait for their own.
 -- `rank` is of a running video that asks whether somebody should have its place, or 4.
 local function line(now, left, rank)
-  local classes, oldest, urgent = {}, nil, rank
+  local classes, oldest, urgent, ends = {}, nil, rank, {}
   for class = 1, CLASSES do
     local here = {owners = {}, place = {}, videos = {}}
     for at, id in ipairs(redis.call('LRANGE', KEYS[2 * class - 1], 0, -1)) do
-      local facts = redis.call('HMGET', video(id), 'owner', 'since')
+      local facts = redis.call('HMGET', video(id), 'owner', 'since', 'cancel_requested')
       local owner, since = facts[1] or '', tonumber(facts[2] or now)
+      ends[id] = facts[3] == 'true'
       if not here.videos[owner] then
         here.owners[#here.owners + 1], here.place[owner], here.videos[owner] = owner, at, {}
       end
       table.insert(here.videos[owner], id)
-      local free = left[owner] == nil or left[owner] > 0
+      local free = left[owner] == nil or left[owner] > 0 or ends[id]
       if free and class > urgent and (not oldest or since < oldest.since) then
         oldest = {id = id, class = class, rank = 1, owner = owner, since = since, promoted = true}
       end
@@ -156,11 +164,13 @@ local function line(now, left, rank)
   local ready, blocked, served = {}, {}, {}
   local function serve(entry)
     local owner = entry.owner
-    if left[owner] and left[owner] <= 0 then
-      blocked[#blocked + 1] = entry
-      return
+    if left[owner] and not ends[entry.id] then
+      if left[owner] <= 0 then
+        blocked[#blocked + 1] = entry
+        return
+      end
+      left[owner] = left[owner] - 1
     end
-    if left[owner] then left[owner] = left[owner] - 1 end
     ready[#ready + 1] = entry
     served[owner] = 1e12 + #ready
   end
@@ -239,46 +249,62 @@ if own[1] ~= ARGV[3] then return -2 end
 if own[5] then return tonumber(own[5]) end
 local rank, turn = tonumber(own[3] or ARGV[4]), tonumber(own[4] or now)
 if not own[4] then redis.call('HSET', video(me), 'turn', string.format('%.6f', now)) end
-local over = now - turn >= tonumber(ARGV[5])
+local function ended(since) return now - since >= tonumber(ARGV[5]) end
+local over = ended(turn)
+if over then rank = math.max(rank, tonumber(ARGV[4])) end
 if waiting(over and CLASSES or rank - 1) == 0 then return 0 end
 
-local left = room(now)
-if own[2] and left[own[2]] then left[own[2]] = left[own[2]] + 1 end
-local wanted = 0
-for _, entry in ipairs((line(now, left, rank))) do
-  if entry.rank < rank or (over and entry.rank == rank) then wanted = wanted + 1 end
+local function wanted(left)
+  local count = 0
+  for _, entry in ipairs((line(now, left, rank))) do
+    if entry.rank < rank or (over and entry.rank == rank) then count = count + 1 end
+  end
+  return count
 end
-if wanted == 0 then return 0 end
 
--- Slots that are free or soon will be, and running videos that are to make room before this one.
-local free, soon, before, seen = redis.call('ZCOUNT', SLOTS, now, '+inf'), 0, 0, {}
+-- Those that any slot would do for, and the one more that could be taken if my owner ran one less.
+local left, owner = room(now), own[2]
+local with_one_less = {}
+for name, count in pairs(left) do with_one_less[name] = count end
+local full = owner and left[owner] and left[owner] <= 0
+local of_all, of_mine = wanted(left), 0
+if full then
+  with_one_less[owner] = 1
+  of_mine = wanted(with_one_less) - of_all
+end
+if of_all + of_mine == 0 then return 0 end
+
+-- Slots that are free, those that soon will be because their videos are to make room before this one, and how many of
+-- these are my owner's.
+local free, others, mine, seen = redis.call('ZCOUNT', SLOTS, now, '+inf'), 0, 0, {}
 for class = 1, CLASSES do
   for _, id in ipairs(leased(KEYS[2 * class], now)) do
     if not seen[id] then
       seen[id], free = true, free - 1
       local facts = redis.call('HMGET', video(id), 'rank', 'turn', 'yielding', 'pause_requested', 'cancel_requested',
-        'chunks_ready', 'chunks_total')
+        'chunks_ready', 'chunks_total', 'owner')
       local other, since = tonumber(facts[1] or class), tonumber(facts[2] or now)
+      if ended(since) then other = math.max(other, class) end
       -- Who is being joined into one file has no boundary to come to.
       local ending = facts[5] == 'true' or (facts[6] and facts[6] == facts[7])
-      if facts[3] or facts[4] == 'true' then
-        soon = soon + 1
-      elseif id ~= me and facts[2] and not ending then
-        if other > rank or (other == rank and (since < turn or (since == turn and id < me))) then
-          before = before + 1
-        end
+      local before = id ~= me and facts[2] and not ending
+        and (other > rank or (other == rank and (since < turn or (since == turn and id < me))))
+      if facts[3] or facts[4] == 'true' or before then
+        others = others + 1
+        if facts[8] == owner then mine = mine + 1 end
       end
     end
   end
 end
-if wanted <= math.max(0, free) + soon + before then return 0 end
+if of_all <= math.max(0, free) + others and of_mine <= mine then return 0 end
 local answer = over and 2 or 1
 redis.call('HSET', video(me), 'yielding', answer)
 return answer
 """
 )
 
-# Returns the number of live slots, then ids and ranks of those that wait, then of those that run.
+# Returns the number of live slots, ids and ranks of those that wait, and of those that run, and how many of those that
+# wait do so for their owners' own.
 _ORDER = (
     _LINE
     + """
@@ -300,7 +326,7 @@ for class = 1, CLASSES do
     end
   end
 end
-return {redis.call('ZCOUNT', SLOTS, now, '+inf'), ahead, running}
+return {redis.call('ZCOUNT', SLOTS, now, '+inf'), ahead, running, #blocked}
 """
 )
 
@@ -351,8 +377,8 @@ class Line:
 
     def order(self, model: str) -> Order:
         """Who waits, in the order of taking, and who runs."""
-        slots, ahead, running = self._order(keys=_keys(model), args=[self.starvation_seconds])
-        return Order(_pairs(ahead), _pairs(running), int(slots))
+        slots, ahead, running, blocked = self._order(keys=_keys(model), args=[self.starvation_seconds])
+        return Order(_pairs(ahead), int(blocked), _pairs(running), int(slots))
 
     # -- slots ------------------------------------------------------------------------------------------
 

@@ -64,9 +64,14 @@ def enqueue(
     )
 
 
-def dequeue(pipeline: Connection, spec: VideoSpec) -> None:
+def leave(pipeline: Connection, spec: VideoSpec) -> None:
     """Takes a video out of line, as part of that transaction; nothing happens if it does not stand there."""
     pipeline.lrem(waiting_key(queue_name(spec.model, spec.priority)), 0, spec.id)
+
+
+def dequeue(pipeline: Connection, spec: VideoSpec) -> None:
+    """Takes a video out of line as `leave` does, and removes what RQ keeps about it."""
+    leave(pipeline, spec)
     forget(pipeline, spec.id)
 
 

@@ -477,6 +477,8 @@ class VideoStore:
 
     def chunks(self, video_id: str, start: int = 0, stop: int | None = None) -> list[ChunkRecord]:
         """Committed chunks with index in ``[start, stop)``, in order. Raises `RecordError`."""
+        if stop is not None and stop <= start:
+            return []
         raw = self.redis.lrange(chunks_key(video_id), start, -1 if stop is None else stop - 1)
         return [parsed("chunk", ChunkRecord, item) for item in raw]
 
@@ -539,7 +541,13 @@ class VideoStore:
             [Contender(video_id, rank, seconds.get(video_id)) for video_id, rank in entries]
             for entries in (order.waiting, order.running)
         )
-        return Lineup(waiting, running, slots=order.slots, turn_seconds=self.line.turn_seconds)
+        return Lineup(
+            waiting,
+            running,
+            slots=order.slots,
+            turn_seconds=self.line.turn_seconds,
+            blocked=order.blocked,
+        )
 
     def _seconds_left(self, model: str, ids: Sequence[str]) -> dict[str, float]:
         """How long each video still takes in a slot, where that was measured; by id."""
@@ -1007,6 +1015,8 @@ class VideoStore:
                 video_key(video_id),
                 mapping={"spec": claimed.spec.model_dump_json(), "fence": fence, **fields},
             )
+            # Who paused and resumed it since it was taken has put it back in line.
+            queue.leave(pipe, claimed.spec)
             self._add_event(pipe, video_id, Event("status", self._wire(claimed)))
             return claimed, fence
 

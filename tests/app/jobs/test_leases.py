@@ -159,6 +159,7 @@ def begun_and_lost(store: VideoStore, submit: Any, eventually: Any) -> tuple[Vid
     _, fence = store.claim(spec.id, "silent")
     chunk = ChunkRecord(index=0, first_frame=0, frames=5, bytes=1, sha256="", created_at=1.0)
     store.commit_chunk(spec, fence, chunk, checkpoint=0)
+    assert (store.chunks(spec.id, 0, 0), store.chunks(spec.id, 0, 1)) == ([], [chunk])
     store.update(spec.id, fence, stalled="storage is not reachable")
     assert eventually(lambda: reconcile(store)) == [spec.id]
     return spec, fence, taken.member

@@ -306,10 +306,42 @@ def test_room_is_made_for_an_owner_at_its_limit_only_by_its_own(scene: Scene) ->
     scene.began(own, 1e3)
     waiting = scene.submit(owner="a")
     assert scene.asks(another) is None
-    scene.began(own, 2e4)
     assert scene.asks(own) == "turn_over"
     scene.give_back(own)
     assert scene.take() == waiting.id
+
+
+def test_a_slot_that_is_free_does_not_help_an_owner_at_its_limit(scene: Scene) -> None:
+    limit(scene, {"a": 2})
+    slots(scene, 4)
+    lows = [scene.submit(owner="a", priority="low") for _ in range(2)]
+    for seconds, spec in zip((5, 1), lows, strict=True):
+        scene.take()
+        scene.began(spec, seconds)
+    urgent = [scene.submit(owner="a", priority="high") for _ in range(2)]
+    assert scene.take() is None
+    assert scene.line.order("m").blocked == 2
+    assert [scene.asks(spec) for spec in reversed(lows)] == [None, "outranked"], (
+        "the longest turn, and one at a time"
+    )
+    scene.give_back(lows[0])
+    assert scene.take() == urgent[0].id
+    assert scene.asks(lows[1]) == "outranked"
+    scene.give_back(lows[1])
+    assert scene.take() == urgent[1].id
+
+
+def test_a_video_of_an_owner_over_its_limit_comes_to_its_end_when_it_was_cancelled(scene: Scene) -> None:
+    limit(scene, {"a": 1})
+    slots(scene, 2)
+    first, running = scene.submit(owner="a"), scene.submit(owner="a")
+    scene.take()
+    scene.store.request_pause(first.id)
+    scene.give_back(first)
+    assert scene.take() == running.id
+    assert scene.store.request_cancel(first.id).state.status is Status.QUEUED
+    assert scene.asks(running) is None
+    assert scene.take() == first.id
 
 
 def test_a_low_priority_gets_a_turn_from_time_to_time(make_scene: Callable[..., Scene]) -> None:
@@ -336,6 +368,43 @@ def test_a_low_priority_gets_a_turn_from_time_to_time(make_scene: Callable[..., 
     assert scene.asks(endless) is None, "not again so soon, although others have waited as long"
     scene.store.redis.delete(promoted_key("m"))  # as when it has expired
     assert scene.asks(endless) == "turn_over"
+
+
+def test_a_promoted_low_priority_gives_way_to_normal_ones_when_its_turn_is_over(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene(starvation_seconds=100.0, turn_seconds=10.0)
+    slots(scene, 1)
+    low, normal = scene.submit(priority="low"), scene.submit()
+    assert scene.take() == normal.id
+    scene.began(low, 101, "since")
+    scene.began(normal, 11)
+    assert scene.asks(normal) == "turn_over"
+    scene.give_back(normal)
+    assert scene.take() == low.id
+    scene.began(low, 9)
+    assert scene.asks(low) is None
+    scene.began(low, 11)
+    assert scene.asks(low) == "turn_over"
+    scene.give_back(low)
+    assert scene.take() == normal.id
+
+
+def test_of_several_the_promoted_one_whose_turn_is_over_gives_way_first(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene(starvation_seconds=100.0, turn_seconds=10.0)
+    slots(scene, 2)
+    low = scene.submit(priority="low")
+    scene.began(low, 101, "since")
+    assert scene.take() == low.id
+    normal = scene.submit()
+    assert scene.take() == normal.id
+    scene.submit()
+    scene.began(low, 11)
+    scene.began(normal, 12)
+    assert scene.asks(normal) is None
+    assert scene.asks(low) == "turn_over"
 
 
 def test_who_has_lost_its_fence_is_told_so(scene: Scene) -> None:
@@ -417,6 +486,16 @@ def test_a_video_paused_between_taking_and_claiming_is_not_made(scene: Scene) ->
     scene.store.request_pause(spec.id)
     video, fence = scene.store.claim(spec.id, "w")
     assert (video.state.status, fence) == (Status.PAUSED, "")
+
+
+def test_a_video_resumed_between_taking_and_claiming_is_made_once(scene: Scene) -> None:
+    spec = scene.submit()
+    assert scene.store.take("m", "w", LEASE) is not None
+    scene.store.request_pause(spec.id)
+    scene.store.resume(spec.id)
+    video, fence = scene.store.claim(spec.id, "w")
+    assert (video.state.status, bool(fence)) == (Status.IN_PROGRESS, True)
+    assert scene.take() is None
 
 
 def test_a_paused_video_can_be_cancelled_and_deleted_and_leaves_nothing(scene: Scene) -> None:
@@ -506,8 +585,10 @@ def test_forwards_are_counted_as_the_sampler_does(frames: int) -> None:
 
 
 def test_estimates_follow_priorities_turns_and_slots() -> None:
-    def etas(waiting: list[Contender], running: list[Contender], slots: int = 1) -> list[float | None]:
-        lineup = Lineup(waiting, running, slots=slots, turn_seconds=10.0)
+    def etas(
+        waiting: list[Contender], running: list[Contender], slots: int = 1, blocked: int = 0
+    ) -> list[float | None]:
+        lineup = Lineup(waiting, running, slots=slots, turn_seconds=10.0, blocked=blocked)
         places = [lineup.place(one.video_id) for one in waiting]
         assert [place and place.position for place in places] == list(range(len(waiting)))
         return [place and place.eta_seconds for place in places]
@@ -526,3 +607,4 @@ def test_estimates_follow_priorities_turns_and_slots() -> None:
     assert etas([job("a", 6.0)], [job("b", 4.0), job("c", 4.0)], slots=2) == [10.0]
     assert etas([job("a", 5.0, 3)], [job("unknown", None)]) == [None]
     assert etas([job("unknown", None)], []) == [None]
+    assert etas([job("a", 5.0), job("b", 5.0)], [], slots=2, blocked=1) == [5.0, None]

@@ -55,17 +55,27 @@ def test_of_a_large_file_a_few_pieces_are_read_from_its_beginning_to_its_end(
     assert fingerprint(str(changed)) in found
 
 
-def test_a_model_of_the_hub_has_the_revision_of_its_copy_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_of_the_hub_has_the_fingerprint_of_its_weights_whatever_its_revision(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    copy, commit = tmp_path / "models--owner--model", "c0ffee" + 34 * "0"
-    config = copy / "snapshots" / commit / "transformer" / "config.json"
-    config.parent.mkdir(parents=True)
-    config.write_text("{}")
-    (copy / "refs").mkdir()
-    (copy / "refs" / "main").write_text(commit)
-    assert fingerprint("owner/model") == revision("owner/model") == commit
+    copy = tmp_path / "models--owner--model"
+    (copy / "refs").mkdir(parents=True)
+    for commit in ("c0ffee" + 34 * "0", "decade" + 34 * "0"):  # one whose description was changed
+        shutil.copytree(tiny_folder, copy / "snapshots" / commit)
+        (copy / "refs" / "main").write_text(commit)
+        assert revision("owner/model") == commit
+        assert fingerprint("owner/model") == fingerprint(str(tiny_folder))
+    change(weights(copy / "snapshots" / commit, "vae"), -1)
+    assert fingerprint("owner/model") != fingerprint(str(tiny_folder))
     with pytest.raises(FileNotFoundError, match="no copy of owner/other"):
         fingerprint("owner/other")
     assert revision("owner/other") is None
+
+
+def test_files_that_are_not_loaded_do_not_count(tiny_folder: Path, tmp_path: Path) -> None:
+    more = Path(shutil.copytree(tiny_folder, tmp_path / "more"))
+    loaded = weights(more, "vae")
+    for name in (f"{loaded.stem}.fp16.safetensors", f"{loaded.stem}.bin"):
+        loaded.with_name(name).write_bytes(b"other")
+    assert fingerprint(str(more)) == fingerprint(str(tiny_folder))
