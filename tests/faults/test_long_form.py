@@ -34,7 +34,7 @@ def test_a_lost_worker_is_noticed_within_its_lease_and_a_shutdown_at_once(
 
 @pytest.mark.slow
 def test_nothing_grows_under_traffic(tmp_path: Path, model: Path) -> None:
-    minutes = float(os.environ.get("LONGTAKE_TESTS_SOAK_MINUTES", "5"))
+    minutes = float(os.environ.get("LONGTAKE_TESTS_SOAK_MINUTES", "4"))
     found = soak.run(tmp_path / "service", model, minutes=minutes, every_seconds=min(10.0, 2 * minutes))
     assert found["traffic"]["short videos"]
     assert found["flat"], {name: figure for name, figure in found["figures"].items() if not figure["flat"]}

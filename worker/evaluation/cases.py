@@ -87,8 +87,9 @@ def world_of(spec: str) -> scenes.World:
 def held_out(count: int, seed: int, world: scenes.World = scenes.LIVELY) -> list[Case]:
     """`count` captions of combinations of a world that training never showed, motions in turn.
 
-    As many as in training have a landscape, a second object or are fast, dealt evenly by the R3 sequence (Roberts
-    2018), so that few prompts have some of each. The first ones are the same however many are asked for.
+    As many as in training have a landscape, a second object or are fast. These are dealt evenly, by the R3 sequence
+    (Roberts 2018) over the rounds of motions and by equal steps within a round: few prompts have some of each, and
+    every motion is seen with and without them. The first ones are the same however many are asked for.
     """
     rng = np.random.default_rng(seed)
     pool = world.pool(held_out=True)
@@ -103,8 +104,9 @@ def held_out(count: int, seed: int, world: scenes.World = scenes.LIVELY) -> list
     }
     cases = []
     for number in range(count):
-        motion = scenes.MOTIONS[number % len(scenes.MOTIONS)]
-        landscape, second, fast = (start + number * EVENLY) % 1
+        turn, place = divmod(number, len(scenes.MOTIONS))
+        motion = scenes.MOTIONS[place]
+        landscape, second, fast = (start + turn * EVENLY + place / len(scenes.MOTIONS)) % 1
         open_country = len(queues[motion, True])
         queue = queues[motion, bool(landscape < open_country / (open_country + len(queues[motion, False])))]
         own = np.random.default_rng((seed, number))

@@ -145,6 +145,7 @@ class Verdict:
     seen_shape: str | None
     seen_motion: str | None
     seen_speed: float  # widths per second
+    night: float | None  # share of night at the end of a nightfall; None if none is asked for
 
     @property
     def follows(self) -> bool:
@@ -727,14 +728,19 @@ def _jumps(track: Track, fps: float) -> float:
     return float((way > JUMP + FASTEST * (np.diff(seen) - 1) / fps).mean())
 
 
-def _falls(track: Track, fps: float) -> bool:
-    """Whether night falls, or has fallen, and does not go back."""
+def _night(track: Track) -> Array:
+    """The share of night without what a frame or two have of their own."""
     window = min(len(track.night), 5)
-    smooth = np.median(np.lib.stride_tricks.sliding_window_view(track.night, window), axis=1)
-    if (np.maximum.accumulate(smooth) - smooth).max() > NIGHT_BACK:
+    smooth: Array = np.median(np.lib.stride_tricks.sliding_window_view(track.night, window), axis=1)
+    return smooth
+
+
+def _falls(night: Array, before: float, fps: float) -> bool:
+    """Whether night falls, or has fallen, and never goes back, not behind what it was `before` the clip either."""
+    if (np.maximum(np.maximum.accumulate(night), before) - night).max() > NIGHT_BACK:
         return False
-    expected = (len(smooth) - 1) / fps / backdrops.NIGHTFALL_SECONDS
-    return bool(smooth[-1] > NIGHT or smooth[-1] - smooth[0] >= NIGHT_PACE * expected)
+    expected = (len(night) - 1) / fps / backdrops.NIGHTFALL_SECONDS
+    return bool(night[-1] > NIGHT or night[-1] - night[0] >= NIGHT_PACE * expected)
 
 
 def _stands(track: Track, second: tuple[str, str]) -> bool:
@@ -748,8 +754,13 @@ def _stands(track: Track, second: tuple[str, str]) -> bool:
     return bool(inked.mean() >= 0.95 and shaped.mean() >= MOST)
 
 
-def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = scenes.FPS) -> Verdict:
-    """Compares a clip, uint8 (T, H, W, 3) of some two to ten seconds, with the attributes of its prompt."""
+def judge(
+    frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = scenes.FPS, *, night: float = 0.0
+) -> Verdict:
+    """Compares a clip, uint8 (T, H, W, 3) of some two to ten seconds, with the attributes of its prompt.
+
+    `night`: `Verdict.night` of the clip before it, where a nightfall goes on.
+    """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be uint8 (T, H, W, 3), got {frames.dtype} {frames.shape}")
     track = measure(frames, attributes)
@@ -762,8 +773,9 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
     changes = np.hypot(np.diff(dx), np.diff(dy))[seen[2:] & seen[1:-1] & seen[:-2]]
     wanted = np.array(scenes.COLORS[attributes.color])
     fits = bool(track.fits.mean() >= 0.9)
+    dusk = _night(track) if attributes.background == "nightfall" else None
     return Verdict(
-        background=fits and (attributes.background != "nightfall" or _falls(track, fps)),
+        background=fits and (dusk is None or _falls(dusk, night, fps)),
         color=color == attributes.color,
         shape=shape == attributes.shape,
         motion=motion == attributes.motion and still <= STILL_SECONDS and attributes.fast == (pace > FAST),
@@ -779,4 +791,5 @@ def judge(frames: NDArray[np.uint8], attributes: SceneAttributes, fps: float = s
         seen_shape=shape,
         seen_motion=motion,
         seen_speed=pace,
+        night=None if dusk is None else float(dusk[-1]),
     )

@@ -11,13 +11,14 @@ import math
 import multiprocessing
 import os
 import platform
+import tempfile
 import time
 import tomllib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -81,6 +82,8 @@ STILLS = 16
 STILL_PIXELS = 96
 """Longest side of a still."""
 FIGURE_DIGITS = 6
+CHOICES = METHODS.keys() - {REFERENCE}
+"""Methods that a plan may name; true scenes to compare with come with those that are rendered."""
 SEEDS = 2**31
 """Seeds of a plan are below."""
 
@@ -123,12 +126,21 @@ class Plan:
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8"))
             rows = tables.pop("sets")
+            if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+                raise EvaluationError(f"{path}: sets must be [[sets]] tables")
+            _check_names(path, tables, Plan)
+            for row in rows:
+                _check_names(path, row, VideoSet)
             sets = [VideoSet(**{**row, "methods": tuple(map(str, row["methods"]))}) for row in rows]
             plan = Plan(sets=tuple(sets), **tables)
         except OSError as error:
             known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
             raise EvaluationError(f"{name} is neither a file nor one of {known}") from error
-        except (ValueError, TypeError, KeyError) as error:
+        except KeyError as error:
+            raise EvaluationError(f"{path}: {error} is missing") from error
+        except EvaluationError:
+            raise
+        except (ValueError, TypeError) as error:
             raise EvaluationError(f"{path}: {error}") from error
         return plan.checked()
 
@@ -157,8 +169,8 @@ class Plan:
                 raise EvaluationError(f"only {figures.OURS} follows a prompt that turns")
             if one.seconds < ENDING_SECONDS or one.prompts < 1 or one.group_seconds <= 0:
                 raise EvaluationError(f"a set needs {ENDING_SECONDS:g} s, a prompt and a group: {one}")
-            if not one.methods or set(one.methods) - METHODS.keys():
-                known = ", ".join(METHODS)
+            if not one.methods or set(one.methods) - CHOICES:
+                known = ", ".join(sorted(CHOICES))
                 raise EvaluationError(f"methods of the {one.seconds:g}-s set: choose from {known}")
             if len({*one.methods}) < len(one.methods):
                 raise EvaluationError(f"the {one.seconds:g}-s set names a method twice")
@@ -166,12 +178,21 @@ class Plan:
 
     def only(self, methods: tuple[str, ...]) -> Plan:
         """The plan with these of its methods."""
-        if unknown := set(methods) - METHODS.keys():
-            raise EvaluationError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
+        if unknown := set(methods) - CHOICES:
+            known = ", ".join(sorted(CHOICES))
+            raise EvaluationError(f"no method {', '.join(sorted(unknown))}; there are {known}")
         sets = [replace(one, methods=tuple(m for m in one.methods if m in methods)) for one in self.sets]
         if not any(one.methods for one in sets):
             raise EvaluationError(f"the plan has none of the methods {', '.join(methods)}")
         return replace(self, sets=tuple(one for one in sets if one.methods)).checked()
+
+
+def _check_names(path: Path, table: Mapping[str, Any], cls: type) -> None:
+    known = {one.name for one in fields(cls)}
+    if unknown := table.keys() - known:
+        raise EvaluationError(
+            f"{path}: unknown setting {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
+        )
 
 
 _KINDS: dict[type, str] = {
@@ -365,6 +386,8 @@ class Measurement:
         self._clip_frames: list[Any] = []
         self._segments: list[dict[str, Any]] = []
         self._before_ending: dict[str, Any] | None = None
+        self._night = 0.0
+        """How far night had fallen at the end of the last segment but the video's last."""
         self.count = 0
         self.seconds = 0.0
         """Time spent here, which is not the method's."""
@@ -398,14 +421,17 @@ class Measurement:
             fps, first = self._model.geometry.fps, self.count - len(self._held)
             if self.count == self._frames:
                 self._before_ending = self._judge_before_ending()
+            verdict = self._judge(self._held, self.count)
             self._segments.append(
                 {
                     "from_second": round(first / fps, 3),
                     "to_second": round(self.count / fps, 3),
-                    "oracle": self._judge(self._held, self.count),
+                    "oracle": verdict,
                     "drift": _rounded(self.meter.segment(first, self.count)),
                 }
             )
+            if self.count < self._frames:  # the ending is a part of the last segment
+                self._night = (verdict or {}).get("night") or 0.0
             self._held = []
 
     def _judge_before_ending(self) -> dict[str, Any] | None:
@@ -423,7 +449,7 @@ class Measurement:
             attributes = self._job.case.turn.attributes if end > self._turning[1] else None
         if attributes is None:
             return None
-        verdict = oracle.judge(np.stack(frames), attributes, self._model.geometry.fps)
+        verdict = oracle.judge(np.stack(frames), attributes, self._model.geometry.fps, night=self._night)
         return _rounded({**asdict(verdict), "follows": verdict.follows})
 
     def finish(self) -> dict[str, Any]:
@@ -611,6 +637,16 @@ def _check_device(name: str) -> None:
         raise EvaluationError(f"--device {name}: torch {torch.__version__} finds no such GPU here")
 
 
+def _check_writable(output: Path) -> None:
+    """Raises EvaluationError for a folder that no figures can be kept in, before any video is made."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise EvaluationError(f"{output}: nothing can be written there: {error.strerror or error}") from error
+
+
 def run(
     plan: Plan,
     *,
@@ -631,6 +667,7 @@ def run(
     Python that has it. Raises EvaluationError and ModelLoadError.
     """
     _check_device(device)
+    _check_writable(output)
     if suite is not None:
         vbench.check(suite[1], suite[0])
     variants = dict(variants or {})
@@ -707,12 +744,22 @@ def run(
                     f"{video['cost']['forwards']} forwards; about {left:.0f} min left"
                 )
     results = _results(bench, plan, planned, variants, failed)
-    (output / "results.json").write_text(dumps(results))
+    _write(output / "results.json", results)
     if suite:
         say(f"{suite[0]} judges the clips")
         results["vbench"] = vbench.score(suite[1], output, suite[0], [job.place for job in planned])
-        (output / "results.json").write_text(dumps(results))
+        _write(output / "results.json", results)
     return results
+
+
+def _write(path: Path, results: Mapping[str, Any]) -> None:
+    """The whole file or, on a full disk, the one before it. Raises EvaluationError."""
+    try:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(dumps(results))
+        fresh.replace(path)
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _failure(job: Job, error: Exception) -> dict[str, Any]:

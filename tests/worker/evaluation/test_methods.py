@@ -27,7 +27,7 @@ from worker.evaluation.methods import (
 from worker.models.base import SamplerConfig, VideoFrames, VideoModel
 from worker.models.registry import BUILTIN_FOLDER, load_model
 from worker.sampler import progressive
-from worker.training import scenes
+from worker.training import backdrops, scenes
 from worker.training.recipe import Recipe
 
 LATENTS = 37
@@ -174,6 +174,16 @@ def test_held_out_prompts_name_held_out_combinations_only() -> None:
         assert (case.scene_class == "fast motion") == case.attributes.fast
         if not case.attributes.fast:
             assert (case.scene_class == "several objects") == (case.attributes.second is not None)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_every_motion_is_asked_for_with_and_without_a_second_object_and_a_landscape(seed: int) -> None:
+    chosen = [case.attributes for case in cases.held_out(64, seed) if case.attributes is not None]
+    for motion in scenes.MOTIONS:
+        these = [a for a in chosen if a.motion == motion]
+        assert 3 <= sum(a.second is not None for a in these) <= 5
+        assert 3 <= sum(a.background in backdrops.LANDSCAPES for a in these) <= 7
+        assert (1 <= sum(a.fast for a in these) <= 4) == (motion not in scenes.IN_PLACE)
 
 
 def test_prompts_of_a_file_are_judged_where_they_can_be(tmp_path: Path) -> None:

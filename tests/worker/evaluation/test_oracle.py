@@ -167,6 +167,18 @@ def test_night_must_fall_and_not_go_back() -> None:
         assert oracle.judge(frames, attributes).background == (words in ("falls", "has fallen")), words
 
 
+def test_a_night_that_begins_anew_is_seen_from_clip_to_clip() -> None:
+    attributes = replace(LANDSCAPE, background="nightfall")
+    first = oracle.judge(rich(attributes, frames=144), attributes)
+    assert first.night is not None
+    assert first.night > 0.4
+    again = rich(attributes, frames=144)
+    assert oracle.judge(again, attributes).background
+    assert not oracle.judge(again, attributes, night=first.night).background
+    assert oracle.judge(rich(attributes, dusk=-300.0), attributes, night=first.night).background
+    assert oracle.judge(rich(LANDSCAPE), LANDSCAPE).night is None
+
+
 @pytest.mark.parametrize("attributes", [ACCOMPANIED, PASSING])
 def test_a_wrong_second_object_is_seen_and_nothing_else_is_wrong(attributes: SceneAttributes) -> None:
     assert attributes.second is not None
