@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -173,7 +174,9 @@ class EmbeddedRedis:
         tries = 1 if self._fixed_port or self.process is not None else 5
         for left in reversed(range(tries)):
             self._write_config()
-            self.process = spawn([self.binary, str(self.config_file)], on_parent_death=signal.SIGTERM)
+            # The server takes the path for a pattern, and without a configuration it is open to everybody.
+            path = re.sub(r"([\\*?\[\]])", r"\\\1", str(self.config_file))
+            self.process = spawn([self.binary, path], on_parent_death=signal.SIGTERM)
             if self._answers(self.process, deadline):
                 return self.process
             if left:  # most likely somebody took the port between choosing and binding it

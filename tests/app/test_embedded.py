@@ -68,8 +68,9 @@ def test_a_killed_server_starts_again_under_the_same_url(own_redis: EmbeddedRedi
         assert client.get("kept") == b"yes"
 
 
-def test_a_folder_with_spaces_and_quotes_works(tmp_path: Path) -> None:
-    folder = tmp_path / 'my "long" films'
+@pytest.mark.parametrize("name", ['my "long" films', "films [1]", "what? *all*", "back\\slash?"])
+def test_a_folder_of_any_name_works(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
     with EmbeddedRedis(folder) as server, Redis.from_url(server.url) as client:
         client.set("kept", "yes")
         assert client.config_get("dir")["dir"] == str(folder)
