@@ -254,24 +254,21 @@ local over = ended(turn)
 if over then rank = math.max(rank, tonumber(ARGV[4])) end
 if waiting(over and CLASSES or rank - 1) == 0 then return 0 end
 
-local function wanted(left)
-  local count = 0
-  for _, entry in ipairs((line(now, left, rank))) do
+local left, owner = room(now), own[2]
+local full = owner and left[owner] and left[owner] <= 0
+local function wanted(one_less_of_mine)
+  local copy, count = {}, 0  -- which `line` uses up
+  for name, number in pairs(left) do copy[name] = number end
+  if one_less_of_mine then copy[owner] = 1 end
+  for _, entry in ipairs((line(now, copy, rank))) do
     if entry.rank < rank or (over and entry.rank == rank) then count = count + 1 end
   end
   return count
 end
 
 -- Those that any slot would do for, and the one more that could be taken if my owner ran one less.
-local left, owner = room(now), own[2]
-local with_one_less = {}
-for name, count in pairs(left) do with_one_less[name] = count end
-local full = owner and left[owner] and left[owner] <= 0
-local of_all, of_mine = wanted(left), 0
-if full then
-  with_one_less[owner] = 1
-  of_mine = wanted(with_one_less) - of_all
-end
+local of_all = wanted(false)
+local of_mine = full and wanted(true) - of_all or 0
 if of_all + of_mine == 0 then return 0 end
 
 -- Slots that are free, those that soon will be because their videos are to make room before this one, and how many of

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
@@ -54,6 +54,7 @@ from worker.models.base import ModelLoadError, SamplerConfig, VideoFrames, Video
 from worker.models.fingerprint import revision
 from worker.models.registry import describe, load_model
 from worker.training import scenes
+from worker.training.run import check_keys
 
 SCHEMA = 4
 """Version of what a video's file of figures holds; files of another version are made again."""
@@ -128,9 +129,9 @@ class Plan:
             rows = tables.pop("sets")
             if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
                 raise EvaluationError(f"{path}: sets must be [[sets]] tables")
-            _check_names(path, tables, Plan)
+            check_keys(Plan, tables, "plan")
             for row in rows:
-                _check_names(path, row, VideoSet)
+                check_keys(VideoSet, row, "sets")
             sets = [VideoSet(**{**row, "methods": tuple(map(str, row["methods"]))}) for row in rows]
             plan = Plan(sets=tuple(sets), **tables)
         except OSError as error:
@@ -185,14 +186,6 @@ class Plan:
         if not any(one.methods for one in sets):
             raise EvaluationError(f"the plan has none of the methods {', '.join(methods)}")
         return replace(self, sets=tuple(one for one in sets if one.methods)).checked()
-
-
-def _check_names(path: Path, table: Mapping[str, Any], cls: type) -> None:
-    known = {one.name for one in fields(cls)}
-    if unknown := table.keys() - known:
-        raise EvaluationError(
-            f"{path}: unknown setting {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}"
-        )
 
 
 _KINDS: dict[type, str] = {
@@ -560,9 +553,7 @@ def make(bench: Bench, job: Job) -> dict[str, Any]:
     if job.stills:
         path.with_suffix(".png").unlink(missing_ok=True)
         measurement.strip().save(path.with_suffix(".png"), optimize=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(video))
-    partial.replace(path)
+    _write(path, json.dumps(video))
     return video
 
 
@@ -667,7 +658,6 @@ def run(
     Python that has it. Raises EvaluationError and ModelLoadError.
     """
     _check_device(device)
-    _check_writable(output)
     if suite is not None:
         vbench.check(suite[1], suite[0])
     variants = dict(variants or {})
@@ -700,6 +690,7 @@ def run(
         raise EvaluationError("the plan has no videos that can be made of this model and these prompts")
     for job in planned:
         bench.turning(job)
+    _check_writable(output)
     made = [bench.made(job) for job in planned]
     waiting = deque(job for job, video in zip(planned, made, strict=True) if video is None)
     total, begun = len(waiting), time.monotonic()
@@ -744,20 +735,20 @@ def run(
                     f"{video['cost']['forwards']} forwards; about {left:.0f} min left"
                 )
     results = _results(bench, plan, planned, variants, failed)
-    _write(output / "results.json", results)
+    _write(output / "results.json", dumps(results))
     if suite:
         say(f"{suite[0]} judges the clips")
         results["vbench"] = vbench.score(suite[1], output, suite[0], [job.place for job in planned])
-        _write(output / "results.json", results)
+        _write(output / "results.json", dumps(results))
     return results
 
 
-def _write(path: Path, results: Mapping[str, Any]) -> None:
-    """The whole file or, on a full disk, the one before it. Raises EvaluationError."""
+def _write(path: Path, text: str) -> None:
+    """The whole file or, when this is interrupted or the disk is full, the one before it. Raises EvaluationError."""
     try:
-        fresh = path.with_suffix(".new")
-        fresh.write_text(dumps(results))
-        fresh.replace(path)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text)
+        partial.replace(path)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -44,10 +44,7 @@ def section(kind: type[Section], table: dict[str, Any], where: str) -> Section:
 
     Raises `ConfigError` for an unknown, missing or senseless value.
     """
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    unknown = set(table) - known
-    if unknown:
-        raise ConfigError(f"[{where}] has unknown keys: {', '.join(sorted(unknown))}")
+    check_keys(kind, table, where)
     try:
         return TypeAdapter(kind).validate_python(table)
     except ValidationError as error:
@@ -55,6 +52,12 @@ def section(kind: type[Section], table: dict[str, Any], where: str) -> Section:
         place = "".join(f" {part}" for part in problem["loc"])
         told = problem.get("ctx", {}).get("error", problem["msg"])
         raise ConfigError(f"[{where}]{place}: {told}") from error
+
+
+def check_keys(kind: type, table: dict[str, Any], where: str) -> None:
+    """Raises `ConfigError` for keys of a TOML table that are no fields of the dataclass."""
+    if unknown := table.keys() - {field.name for field in fields(kind)}:
+        raise ConfigError(f"[{where}] has unknown keys: {', '.join(sorted(unknown))}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

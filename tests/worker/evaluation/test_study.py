@@ -385,6 +385,13 @@ def test_every_plan_can_be_read(name: str) -> None:
         ("[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['magic']", "choose from"),
         ("[[sets]]\nseconds = 2\nprompts = 0\nmethods = ['progressive']", "needs"),
         ("[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['progressive']\nspeed = 1", "speed"),
+        ("[sets]\nseconds = 2", r"sets must be \[\[sets\]\] tables"),
+        (
+            "sed = 0\n[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['rendered']",
+            r"\[plan\] has unknown keys: sed$",
+        ),
+        ("[[sets]]\nseconds = 2\nprompts = 1", "'methods' is missing"),
+        ("[[sets]]\nseconds = 2\nprompts = 1\nmethods = ['reference']", "choose from"),
         (
             "[[sets]]\nseconds = 9\nprompts = 1\nmethods = ['progressive']\nturns = true",
             "do not turn",
@@ -541,3 +548,9 @@ def test_what_makes_no_sense_is_one_line(
 
 def test_rendering_matches_the_frame_rate_of_the_scenes() -> None:
     assert load_model("builtin").geometry.fps == scenes.FPS
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_video(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EvaluationError, match=r"file/out: nothing can be written there: Not a directory"):
+        study.run(TWO, model="builtin", output=tmp_path / "file" / "out", say=quiet)
