@@ -28,6 +28,8 @@ _OF_JSON = {
     "model_type": "it must be an object",
     "dict_type": "it must be an object",
     "list_type": "it must be a list",
+    "too_short": "it must not be empty",
+    "int_parsing_size": "it has too many digits",
 }
 
 

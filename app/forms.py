@@ -98,9 +98,18 @@ def json_value(text: str, *, constant: Callable[[str], Any] = _refuse_constant) 
     Raises ValueError.
     """
     try:
-        return json.loads(text, parse_constant=constant, object_pairs_hook=_once_each)
+        return json.loads(
+            text, parse_constant=constant, parse_int=_whole_number, object_pairs_hook=_once_each
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _whole_number(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python's limit
+        raise ValueError(f"a number has {len(digits)} digits") from None
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

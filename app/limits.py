@@ -114,7 +114,7 @@ local each = 60000000 / ARGV[1]
 local full = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now) + each
 local wait = full - now - 60000000
 if wait > 0.5 then return math.ceil(wait) end
-redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.ceil((full - now) / 1000))
+redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.max(1, math.ceil((full - now) / 1000)))
 return 0
 """
 

@@ -18,7 +18,11 @@ class Settings(BaseSettings):
 
     # Compose files pass on what is not set as "", which must never become a path, a secret or a URL.
     model_config = SettingsConfigDict(
-        env_prefix="LONGTAKE_", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="LONGTAKE_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        allow_inf_nan=False,
     )
 
     # Where things live.

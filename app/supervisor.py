@@ -49,7 +49,8 @@ _PATIENCE_SECONDS = 30.0
 _WORKER_SECONDS = 60.0
 _REDIS_SECONDS = 15.0
 _LOG_BYTES = 8 * 1024 * 1024
-_ALARMING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|\"level\": ?\"(warning|error|critical)\"")
+# A line of the log, in words or JSON, at such a level.
+_ALARMING = re.compile(r"^(\S+ ){0,2}(WARNING|ERROR|CRITICAL)\b|^\{.*\"level\": \"(WARNING|ERROR|CRITICAL)\"")
 
 # What stands before the words of a line that a child ended with.
 _PREFIX = re.compile(r"^(\S+ \S+ +(ERROR|CRITICAL) [\w.]+: |longtake( worker)?: )")

@@ -36,7 +36,8 @@ def directed(video: Video, free: int, layout: Layout) -> Video:
 
     `layout` has the frames that the video may have: those asked for, or the limit of an endless one. Steering counts
     from `free` on, or from the chunk of its second if that is later. The length is final when no further chunk is to
-    be begun. Then it is what was asked for or, of a video that is begun further than that, all that is begun.
+    be begun. Then it is what was asked for or, of a video that is begun further than that, all that is begun; prompts
+    behind it go.
     """
     spec, state = video.spec, video.state
     if state.ending:
@@ -51,6 +52,9 @@ def directed(video: Video, free: int, layout: Layout) -> Video:
         frames = layout.frames if layout.chunks == free else layout.first_frame(free)
         if frames != spec.frames:
             changes |= {"frames": frames, "seconds": frames / spec.fps}
+        shown = tuple(prompt for prompt in spec.prompts if round(prompt.at * spec.fps) < frames)
+        if len(shown) < len(spec.prompts):
+            changes["prompts"] = shown
     told = {"pending_prompts": state.pending_prompts if ending else (), "ending": ending}
     return Video(spec=spec.model_copy(update=changes), state=state.model_copy(update=told))
 

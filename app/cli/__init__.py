@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import TextIO
 
 from pydantic import ValidationError
@@ -29,10 +30,14 @@ _TOPICS = (generate, videos, services, webhooks, keys, evaluate)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 (failed), 2 (asked wrongly), 130 (interrupted)."""
+    streams = [*filter(None, (sys.stdout, sys.stderr))]
+    for stream in streams:
+        if isinstance(stream, TextIOWrapper):  # a prompt may have letters that a terminal has not
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _told(arguments)
     finally:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
+        for stream in streams:
             _let_go(stream)
 
 

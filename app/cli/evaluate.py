@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         "--config",
         default="hour",
         metavar="NAME",
-        help="plan: hour, study, card, quick, smoke, or a TOML file (default hour)",
+        help="plan: hour, study, card, plain, quick, smoke, or a TOML file (default hour)",
     )
     evaluate.add_argument(
         "--output",

@@ -195,7 +195,9 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     if options.url:
         request |= given(options, "model")
     if options.metadata:
-        request["metadata"] = dict(options.metadata)
+        request["metadata"] = labels = dict(options.metadata)
+        if len(labels) < len(options.metadata):
+            raise CommandError("--metadata: a name is given twice", BAD_USAGE)
     if options.input is not None:
         if not options.input.is_file():
             raise CommandError(f"--input: there is no file {options.input}", BAD_USAGE)

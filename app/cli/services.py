@@ -24,7 +24,7 @@ from app.cli.grammar import (
 from app.jobs.connection import connect
 from app.jobs.store import VideoStore
 from app.recover import Found, recover
-from app.storage import StorageError, StoreMisconfigured, store_of
+from app.storage import StorageError, StoreMisconfigured, folder_of, store_of
 from app.supervisor import BAD_USAGE, Supervisor
 
 
@@ -129,8 +129,12 @@ def _recover(options: argparse.Namespace) -> int:
         if found.problem or not options.quiet:
             print(found, flush=True)
 
-    store = VideoStore(connect(redis_url), origin=settings.public_url or "", max_events=settings.max_events)
+    if (folder := folder_of(settings.resolved_storage_url)) and not folder.is_dir():
+        raise CommandError(f"LONGTAKE_STORAGE_URL: there is no folder {folder}", BAD_USAGE)
+    connection = connect(redis_url)
+    store = VideoStore(connection, origin=settings.public_url or "", max_events=settings.max_events)
     try:
+        connection.ping()
         summary = recover(store, store_of(settings), dry_run=options.dry_run, tell=tell)
     except RedisError as error:
         raise CommandError(f"Redis is not reachable ({type(error).__name__}); run it again") from error

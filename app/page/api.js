@@ -60,7 +60,7 @@ class Connection extends EventTarget {
 
   async #knock() {
     try {
-      const answer = await fetch("/readyz", { cache: "no-store" });
+      const answer = await fetch("readyz", { cache: "no-store" });
       if (answer.ok) this.found();
     } catch {
       // Still away; the interval asks again.
@@ -107,17 +107,17 @@ async function request(method, path, { body, headers = {}, key = session.key, tr
   throw error;
 }
 
-const path = (id, rest = "") => `/v1/videos/${encodeURIComponent(id)}${rest}`;
+const path = (id, rest = "") => `v1/videos/${encodeURIComponent(id)}${rest}`;
 
-export const models = async () => (await request("GET", "/v1/models")).data ?? [];
+export const models = async () => (await request("GET", "v1/models")).data ?? [];
 /** Throws what the service has against a key. */
-export const tryKey = (key) => request("GET", "/v1/models", { key, trying: true });
+export const tryKey = (key) => request("GET", "v1/models", { key, trying: true });
 export const listVideos = (after, limit) =>
-  request("GET", `/v1/videos?${new URLSearchParams({ limit, order: "desc", ...(after && { after }) })}`);
+  request("GET", `v1/videos?${new URLSearchParams({ limit, order: "desc", ...(after && { after }) })}`);
 export const getVideo = (id) => request("GET", path(id));
-export const createVideo = (body, attempt) => request("POST", "/v1/videos", { body, headers: once(attempt) });
+export const createVideo = (body, attempt) => request("POST", "v1/videos", { body, headers: once(attempt) });
 export const extendVideo = (id, fields, attempt) =>
-  request("POST", "/v1/videos/extensions", { body: { video: { id }, ...fields }, headers: once(attempt) });
+  request("POST", "v1/videos/extensions", { body: { video: { id }, ...fields }, headers: once(attempt) });
 export const remixVideo = (id, fields, attempt) =>
   request("POST", path(id, "/remix"), { body: fields, headers: once(attempt) });
 export const steerVideo = (id, fields) => request("POST", path(id, "/prompts"), { body: fields });
@@ -153,8 +153,8 @@ export class Attempts {
 /** The finished file, or of a video that ended early what there is of it. */
 export const contentUrl = (video) => playbackUrl(video, "/content", video.status === "completed" ? {} : { partial: true });
 export const thumbnailUrl = (video) => playbackUrl(video, "/content", { variant: "thumbnail" });
-export const playlistUrl = (video) => onThisOrigin(video.playlist_url);
-export const eventsUrl = (video) => onThisOrigin(video.events_url);
+export const playlistUrl = (video) => besideThisPage(video.playlist_url);
+export const eventsUrl = (video) => besideThisPage(video.events_url);
 
 /** Elements and downloads cannot send a key: the signature of the playlist opens every playback address of its video. */
 function playbackUrl(video, rest, parameters) {
@@ -163,8 +163,9 @@ function playbackUrl(video, rest, parameters) {
   return path(video.id, rest) + (query.size ? `?${query}` : "");
 }
 
-// Behind a proxy the service may name itself by another origin than the one this page was opened at; both are the same service.
-function onThisOrigin(url) {
+// Behind a proxy the service may name itself by another origin, or lie under another path, than the page was opened at; all are
+// the same service. Addresses are therefore relative to the page.
+function besideThisPage(url) {
   const parts = new URL(url, location.href);
-  return parts.pathname + parts.search;
+  return parts.pathname.slice(parts.pathname.indexOf("/v1/") + 1) + parts.search;
 }

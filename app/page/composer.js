@@ -4,7 +4,7 @@ import { Attempts, createVideo } from "./api.js";
 import { busy, complain, complainOf } from "./complaints.js";
 import { Reference } from "./reference.js";
 import { Scenes } from "./scenes.js";
-import { duration as inWords } from "./words.js";
+import { duration as inWords, typedNumber } from "./words.js";
 
 const SHOWN_EXAMPLES = 6;
 const FIELDS = ["prompt", "seconds", "size", "seed", "model", "input_reference"];
@@ -64,6 +64,15 @@ export class Composer {
   }
 
   #arrange() {
+    const model = this.model;
+    const longest = model?.max_seconds ?? Infinity;
+    const choices = [...this.form.querySelectorAll("[name=duration]")];
+    for (const choice of choices) choice.parentElement.hidden = Number(choice.value) > longest;
+    if (choices.find((choice) => choice.checked)?.parentElement.hidden) {
+      const shown = choices.find((choice) => Number(choice.value) <= longest);
+      (shown ?? choices.find((choice) => choice.value === "custom")).checked = true;
+    }
+
     const custom = this.fields.duration.value === "custom";
     const field = this.form.querySelector("#custom");
     if (custom && field.hidden) {
@@ -73,12 +82,6 @@ export class Composer {
     field.hidden = !custom;
     if (!custom) complain("seconds", "");
 
-    const model = this.model;
-    const longest = model?.max_seconds ?? Infinity;
-    for (const choice of this.form.querySelectorAll("[name=duration]")) {
-      choice.parentElement.hidden = Number(choice.value) > longest;
-      if (choice.checked && choice.parentElement.hidden) this.form.querySelector("[name=duration]").checked = true;
-    }
     this.form.querySelector("#seconds-unit").textContent = model ? `seconds, up to ${inWords(longest)}` : "seconds";
     const sizes = model?.sizes ?? [];
     options(this.fields.size, sizes, model?.default_size);
@@ -112,7 +115,7 @@ export class Composer {
     this.scenes.clearComplaints();
     const { prompt, duration, seconds, size, seed, model, submit } = this.fields;
     const later = this.scenes.read();
-    const fields = { seconds: duration.value === "custom" ? seconds.value.trim() : duration.value };
+    const fields = { seconds: duration.value === "custom" ? typedNumber(seconds.value) : duration.value };
     if (later.prompts.length) fields.prompts = [{ at: 0, text: prompt.value.trim() }, ...later.prompts];
     else fields.prompt = prompt.value.trim();
     if (size.value) fields.size = size.value;

@@ -2,7 +2,7 @@
 
 import { ApiError, control, steerVideo } from "./api.js";
 import { busy, complain, complainOf } from "./complaints.js";
-import { isFinished, wholeLength } from "./words.js";
+import { isFinished, typedNumber, wholeLength } from "./words.js";
 
 const PLACES = { text: "steer-text", at: "steer-at" };
 
@@ -86,7 +86,7 @@ export class Director {
     const { text, at } = form.elements;
     for (const place of [...Object.values(PLACES), "steer"]) complain(place, "");
     const fields = { text: text.value.trim() };
-    if (at.value.trim()) fields.at = at.value.trim().replace(",", ".");
+    if (at.value.trim()) fields.at = typedNumber(at.value);
     return busy(form.querySelector("button"), async () => {
       try {
         this.answered(await steerVideo(this.#video.id, fields));

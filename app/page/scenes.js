@@ -1,6 +1,7 @@
 // The later prompts of a new video: each with the second from which on it counts.
 
 import { complain } from "./complaints.js";
+import { typedNumber } from "./words.js";
 
 export class Scenes {
   #rows = [];
@@ -10,7 +11,7 @@ export class Scenes {
   constructor(list, add) {
     this.list = list;
     add.addEventListener("click", () => {
-      const last = Number(this.#rows.at(-1)?.at.value) || 0;
+      const last = Number(typedNumber(this.#rows.at(-1)?.at.value ?? "")) || 0;
       const row = this.#append(last + 10, "");
       row.text.focus();
     });
@@ -26,7 +27,7 @@ export class Scenes {
 
   /** The rows in the order of their seconds, as the API takes them; `places` of their fields by the API's names. */
   read() {
-    const second = (row) => row.at.value.trim().replace(",", ".");
+    const second = (row) => typedNumber(row.at.value);
     const order = [...this.#rows].sort((a, b) => Number(second(a)) - Number(second(b)) || 0);
     const places = {};
     order.forEach((row, index) => {

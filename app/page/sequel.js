@@ -2,7 +2,7 @@
 
 import { Attempts, extendVideo, remixVideo } from "./api.js";
 import { busy, complain, complainOf } from "./complaints.js";
-import { duration } from "./words.js";
+import { duration, typedNumber } from "./words.js";
 
 const PLACES = { prompt: "sequel-prompt", seconds: "sequel-more" };
 const MORE_SECONDS = 30;
@@ -56,7 +56,7 @@ export class Sequel {
 
   /** Seconds of the new video, or what the visitor wrote instead of a number: the service says what is wrong with it. */
   get #total() {
-    const text = this.form.elements.more.value.trim().replace(",", ".");
+    const text = typedNumber(this.form.elements.more.value);
     const total = this.#video.seconds_ready + Number(text);
     return text && Number.isFinite(total) ? Math.round(total * 1000) / 1000 : text || "nothing";
   }

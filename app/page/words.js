@@ -5,6 +5,9 @@ const TERMINAL = new Set(["completed", "failed", "cancelled"]);
 /** Whether a video will not change any more. */
 export const isFinished = (video) => TERMINAL.has(video.status);
 
+/** What was typed as a number, in which a comma may stand for the point. */
+export const typedNumber = (text) => text.trim().replace(",", ".");
+
 /** Seconds of the whole video; null for one without an end. */
 export const wholeLength = (video) => (video.seconds === "endless" ? null : Number(video.seconds));
 

@@ -32,6 +32,7 @@ __all__ = [
     "StoreFull",
     "StoreMisconfigured",
     "StoreUnavailable",
+    "folder_of",
     "open_store",
     "store_of",
 ]
@@ -69,16 +70,15 @@ def open_store(
         StoreMisconfigured: the URL names no store, or the folder cannot be used.
     """
     check_url(url)
+    if folder := folder_of(url):
+        return FilesystemStore(folder)
     parts = urlsplit(url)
-    path = unquote(parts.path)
-    if parts.scheme == "file":
-        return FilesystemStore(Path(path))
     # boto3 takes a quarter of a second to import, which a laptop with a folder need not wait for.
     from app.storage.s3 import S3Store
 
     store = S3Store(
         parts.netloc,
-        prefix=path.strip("/"),
+        prefix=unquote(parts.path).strip("/"),
         endpoint_url=s3_endpoint_url,
         public_endpoint_url=s3_public_endpoint_url,
         region=s3_region,
@@ -106,6 +106,12 @@ def check_url(url: str) -> None:
             raise StoreMisconfigured("a file storage URL is file:// and an absolute path")
     elif not parts.netloc or set(parts.netloc) & set("@:"):
         raise StoreMisconfigured("an S3 storage URL is s3://bucket or s3://bucket/prefix")
+
+
+def folder_of(url: str) -> Path | None:
+    """The folder that a storage URL names; None: it names a bucket."""
+    parts = urlsplit(url)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else None
 
 
 def store_of(settings: Settings, *, timeout_seconds: float = 20.0, max_attempts: int = 3) -> ObjectStore:

@@ -300,6 +300,7 @@ def test_generate_asks_for_all_it_is_told(
         (["--prompt-at", "soon", "A storm"], "--prompt-at: SECOND is a number"),
         (["--prompt-at", "-1", "A storm"], "--prompt-at: SECOND is a number"),
         (["--input", "nowhere.png"], "--input: there is no file nowhere.png"),
+        (["--metadata", "a=b", "--metadata", "a=c"], "--metadata: a name is given twice"),
     ):
         assert main(["generate", "A lake", *wrong, "-o", str(tmp_path / "x.mp4"), "--url", api.url]) == 2
         assert words in complaint(capsys)
@@ -526,6 +527,8 @@ def test_watch_of_a_cancelled_video_fails(api: Api, capsys: pytest.CaptureFixtur
         (("LONGTAKE_LOG_LEVEL", "LOUD"), "LONGTAKE_LOG_LEVEL: "),
         (("LONGTAKE_REDIS_URL", "redis://:pass/word@redis:6379/0"), "LONGTAKE_REDIS_URL: "),
         (("LONGTAKE_LEASE_SECONDS", "1"), "LONGTAKE_LEASE_SECONDS must be at least twice"),
+        (("LONGTAKE_KEEP_SECONDS", "inf"), "LONGTAKE_KEEP_SECONDS: "),
+        (("LONGTAKE_SWEEP_SECONDS", "nan"), "LONGTAKE_SWEEP_SECONDS: "),
     ],
 )
 def test_bad_settings_are_one_line(
@@ -557,6 +560,42 @@ def test_without_a_shared_store_each_would_have_one_of_its_own(
     monkeypatch.setenv("LONGTAKE_STORAGE_URL", "/srv/videos")
     assert main([command]) == 2
     assert complaint(capsys) == "LONGTAKE_STORAGE_URL: a storage URL begins with file:// or s3://"
+
+
+def test_recover_of_a_folder_that_is_not_there_makes_none(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LONGTAKE_REDIS_URL", redis_url)
+    monkeypatch.setenv("LONGTAKE_STORAGE_URL", (tmp_path / "vidoes").as_uri())
+    assert main(["recover", "--dry-run"]) == 2
+    assert complaint(capsys) == f"LONGTAKE_STORAGE_URL: there is no folder {tmp_path / 'vidoes'}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_recover_without_redis_is_no_success_though_the_store_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LONGTAKE_REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("LONGTAKE_STORAGE_URL", tmp_path.as_uri())
+    assert main(["recover"]) == 1
+    assert complaint(capsys).startswith("Redis is not reachable (")
+
+
+def test_what_a_terminal_has_no_letters_for_is_told_all_the_same(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "LONGTAKE_API_KEYS_FILE": str(tmp_path / "keys.json"),
+    }
+    for action in (["create", "--name", "böse"], ["list"]):
+        told = subprocess.run(
+            [sys.executable, "-m", "app.cli", "keys", *action],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert "  b\\xf6se  " in told.stdout
 
 
 def test_worker_without_its_packages_says_what_to_install(

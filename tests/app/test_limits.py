@@ -267,6 +267,11 @@ def test_requests_per_minute_are_counted_over_all_replicas(
     eventually(lambda: look(clients[1]).status_code == 200)
 
 
+def test_no_limit_on_requests_is_too_high_to_be_counted(tenants: Tenants) -> None:
+    client = tenants.join(requests_per_minute=10**12)
+    assert [client.get("/v1/models").status_code for _ in range(3)] == [200] * 3
+
+
 def test_playing_by_a_signed_url_costs_its_owner_no_requests(tenants: Tenants) -> None:
     client = tenants.join(requests_per_minute=2)
     video = tenants.create(client)

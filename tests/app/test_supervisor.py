@@ -259,6 +259,8 @@ def test_log_follower_tells_only_what_is_new_and_alarming(tmp_path: Path) -> Non
     log.write_text("x ERROR old\n")
     follower = LogFollower(log)
     with log.open("a") as file:
+        file.write('x INFO app.access: "GET /v1/videos?after=ERROR" 400\n')
+        file.write('{"level": "INFO", "message": "GET /v1/videos?after=\\"level\\": \\"ERROR\\""}\n')
         file.write('x INFO fine\nx ERROR new\n{"level": "ERROR", "message": "json"}\nx WARN')
         file.flush()
         assert follower.alarms() == ["x ERROR new", '{"level": "ERROR", "message": "json"}']

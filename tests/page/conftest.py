@@ -7,7 +7,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import httpx
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, expect, sync_playwright
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.embedded import EmbeddedRedis, free_port
 from app.jobs.connection import connect
@@ -29,17 +31,35 @@ from worker.main import model_card, serve
 expect.set_options(timeout=60_000)
 
 
+class UnderPath:
+    """Asks an app without the path that a proxy serves it under."""
+
+    def __init__(self, app: ASGIApp, path: str) -> None:
+        self.app, self.path = app, path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if not scope["path"].startswith(f"{self.path}/"):
+                await Response(status_code=404)(scope, receive, send)
+                return
+            inner = scope["path"].removeprefix(self.path)
+            scope = {**scope, "path": inner, "raw_path": inner.encode()}
+        await self.app(scope, receive, send)
+
+
 class Api:
     """The real API on a port of its own, in a thread. It can be stopped, and started again on that port."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, settings: Settings, path: str = "") -> None:
+        self.port, self._path = free_port(), path
+        self.url = f"http://127.0.0.1:{self.port}{path}"
+        self.settings = settings.model_copy(update={"public_url": self.url}) if path else settings
 
     def start(self) -> None:
-        app = create_app(self.settings)
+        app: Any = create_app(self.settings)
         self._context = app.state.context
+        if self._path:
+            app = UnderPath(app, self._path)
         config = uvicorn.Config(
             app, port=self.port, log_config=None, access_log=False, timeout_graceful_shutdown=1
         )
@@ -188,6 +208,21 @@ def tenants(service: Service, tmp_path: Path) -> Iterator[Tenants]:
     service.easel.hold_at = math.inf
     tenants.clear()
     tenants.stop()
+
+
+@pytest.fixture
+def another(service: Service) -> Iterator[Callable[..., Api]]:
+    """Starts further API processes of the service, as it were: with other settings, or behind a path."""
+    started: list[Api] = []
+
+    def start(path: str = "", **changes: Any) -> Api:
+        started.append(Api(service.settings.model_copy(update=changes), path))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for api in started:
+        api.stop()
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,30 @@ def test_a_video_plays_while_it_is_still_being_made(service: Any, visitor: Any) 
     wait_until_played(page, 5.9)
 
 
+def test_it_all_works_under_a_path_of_a_proxy(
+    service: Any, visitor: Any, another: Callable[..., Any]
+) -> None:
+    api = another("/films")
+    page = visitor.open(url=api.url)
+    video = ask(page, "a red circle on a navy background", seconds="1,5")
+    expect(page.locator(HEADLINE)).to_have_text(re.compile(r"^Finished in \d+ s$"))
+    wait_until_played(page, 1.4)
+    assert service.get(f"/v1/videos/{video}")["seconds"] == "1.5"
+    thumbnail = f"document.querySelector('.card[data-id={video}] img')"
+    wait_until(page, f"{thumbnail}?.naturalWidth > 0")
+    assert page.evaluate(f"{thumbnail}.src").startswith(f"{api.url}/v1/videos/")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert Path(download.value.path()).stat().st_size > 1000
+
+
+def test_where_no_length_on_offer_is_allowed_one_is_typed(visitor: Any, another: Callable[..., Any]) -> None:
+    page = visitor.open(url=another(max_seconds=8.0).url)
+    expect(page.get_by_label("Length in seconds")).to_be_visible()
+    expect(page.get_by_text("seconds, up to 8 s")).to_be_visible()
+    expect(page.get_by_text("10 s", exact=True)).to_be_hidden()
+
+
 def test_playback_that_catches_up_waits_and_goes_on_by_itself(service: Any, visitor: Any) -> None:
     service.easel.hold_at = 2.5
     page = visitor.open()

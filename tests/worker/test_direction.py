@@ -105,6 +105,17 @@ def test_finishing_ends_with_whole_chunks_and_never_after_what_was_asked_for(
     assert (video.state.ending, video.spec.frames, video.spec.seconds) == (True, frames, frames / 24)
 
 
+def test_prompts_behind_the_end_go_when_the_length_is_final(ask: Any) -> None:
+    planned = (
+        {"at": 0, "text": "a"},
+        {"at": 28 / 24, "text": "b"},
+        {"at": 29 / 24, "text": "c"},
+        {"at": 4, "text": "d"},
+    )
+    assert len(timeline(ask(4, prompts=planned))) == 4  # it may still become longer
+    assert timeline(ask(4, prompts=planned, finish_requested=True)) == [(0, "a"), (28 / 24, "b")]
+
+
 def test_a_video_does_not_become_shorter_than_what_is_begun(ask: Any) -> None:
     assert ask(6, limit=40).spec.frames == 40  # in chunk 5, the last that is begun
     assert ask(6, limit=30).spec.frames == 45

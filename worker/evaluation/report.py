@@ -175,6 +175,7 @@ def write(path: Path, markdown: Path) -> None:
     if results.get("code") != study.code():
         print(f"{path}: its videos were made or measured by other code than this version's", file=sys.stderr)
     folder = path.parent
+    _canvas(1, 1)  # before anything is removed
     for kind in ("sheet-*s.jpg", "figures-*s.png", "over-time-*s.png"):
         for old in folder.glob(kind):
             if kind.startswith("over") or old.stem.rpartition("-")[2][:-1] not in results["summary"]:
@@ -406,30 +407,41 @@ def _recipe(results: Results) -> str:
     )
 
 
-def _signatures(found: Mapping[str, Any]) -> str:
+def _signatures(results: Results, seconds: str) -> str:
+    """In how many videos of which methods each failure is seen."""
+    videos: dict[str, list[dict[str, float]]] = {}
+    for video in _videos(results, seconds):
+        videos.setdefault(video["row"], []).append(figures.of_video(video))
     lines = []
     for name, words in SIGNATURES.items():
-        shares = {
-            row: found["rows"][row]["figures"][name]
-            for row in _sampled(found)
-            if METHODS[row.removesuffix(" (trained)")].sample and name in found["rows"][row]["figures"]
+        judged = {
+            row: [one[name] for one in videos[row] if name in one]
+            for row in _sampled(results["summary"][seconds])
+            if METHODS[row.removesuffix(" (trained)")].sample
         }
         seen = [
-            f"{row} ({round(share['mean'] * share['prompts'])} of {share['prompts']} videos)"
-            for row, share in shares.items()
-            if share["mean"] > 0
+            f"{row} ({sum(value > 0 for value in values)} of {len(values)} videos)"
+            for row, values in judged.items()
+            if any(values)
         ]
-        if shares:
+        if any(judged.values()):
             lines.append(f"- {words}: {', '.join(seen) if seen else 'in no video of any method'}.")
     return "\n".join(lines)
+
+
+def _videos(results: Results, seconds: str) -> list[Mapping[str, Any]]:
+    """The videos of a set whose prompt does not change, but for the references."""
+    return [
+        video
+        for video in results["videos"]
+        if f"{video['seconds']:g}" == seconds and video["row"] != REFERENCE and "turn" not in video
+    ]
 
 
 def _over_time(results: Results, seconds: str, name: str) -> dict[str, list[tuple[float, float]]]:
     """Means over prompts of a figure of the segments, by row: (middle in seconds, value)."""
     curves: dict[str, dict[float, list[float]]] = {}
-    for video in results["videos"]:
-        if f"{video['seconds']:g}" != seconds or video["row"] == REFERENCE:
-            continue
+    for video in _videos(results, seconds):
         for segment in video["segments"]:
             values = segment["drift"] if name in segment["drift"] else (segment["oracle"] or {})
             if values.get(name) is not None:
@@ -663,7 +675,7 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
         "which scenes have some; and where a failure is counted in it, a false alarm. Prompts are held-out "
         f"combinations unless a file of prompts was given, those of seed {results['plan'].get('seed', 0)}. The sets of "
         "seed 0, which the model card is of, were looked at when the recipe of the built-in model was chosen; others "
-        "were not.",
+        "were not, but are of the same combinations.",
         f"Made on {machine['cores']} cores ({machine['device']}) on {machine['date']}, torch "
         f"{machine['torch']}, diffusers "
         f"{machine['diffusers']}, longtake {machine['longtake']}. One thread per process.",
@@ -677,7 +689,7 @@ def text(results: Results, pictures: str, folder: Path | None = None) -> str:
                 parts.append(f"![{words}, {seconds} s]({pictures}{picture})")
         for title, names in TABLES.items():
             parts += [f"### {title}, {seconds} s", _figures_table(found, names)]
-        if failures := _signatures(found):
+        if failures := _signatures(results, seconds):
             parts += [f"### Where failures appear, {seconds} s", failures]
         if over_time := _by_time(results, seconds, groups[seconds]):
             parts += [f"### Over time, {seconds} s", over_time]

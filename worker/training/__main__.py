@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     try:
+        if options.out.exists() and not options.out.is_dir():
+            raise ConfigError(f"--out: {options.out} is no folder")
         _run(options)
     except (ConfigError, ModelLoadError, FileNotFoundError) as error:
         message = str(error)

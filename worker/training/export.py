@@ -150,7 +150,7 @@ def read(
         if (checkpoints / f"{name}.pt").exists():
             raise run.ConfigError(f"{checkpoints / name}.pt exists already: it is what training goes on from")
     start = {"step": 0, "seconds": 0.0}
-    run.save_checkpoint(checkpoints / "vae.pt", start | {"model": pixels, "average": pixels})
+    # In this order: the stages that come next do not begin without vae.pt, whenever this is interrupted.
     run.save_checkpoint(
         checkpoints / "transformer.pt",
         start
@@ -161,3 +161,4 @@ def read(
             "std": torch.tensor(autoencoder.config.latents_std),
         },
     )
+    run.save_checkpoint(checkpoints / "vae.pt", start | {"model": pixels, "average": pixels})

@@ -27,8 +27,8 @@ Section = TypeVar("Section")
 # What the fields of a table may hold; `section` checks it.
 Whole: TypeAlias = Annotated[int, Field(ge=0)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
-Amount: TypeAlias = Annotated[float, Field(ge=0)]
-Rate: TypeAlias = Annotated[float, Field(gt=0)]
+Amount: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Part: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
@@ -65,7 +65,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -227,6 +227,15 @@ def autocast(device: torch.device, enabled: bool) -> Iterator[None]:
     """bfloat16 autocast, if enabled."""
     with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
         yield
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], step: int) -> None:
+    """Scales the gradient down to a norm of 1. Raises `ConfigError` where it is not finite: the steps were too long."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    if not torch.isfinite(norm):
+        raise ConfigError(
+            f"step {step}: the gradient is not finite; go on from the last checkpoint with a lower learning_rate"
+        )
 
 
 @torch.no_grad()

@@ -173,7 +173,7 @@ def train(
         both.zero_grad()
         torch.autograd.backward(loss)
         ranks.average_gradients(list(both.parameters()))
-        nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        run.clip_gradients(list(both.parameters()), step)
         factor = ranks.agree(schedule.factor(step))
         for optimizer in optimizers:
             for group in optimizer.param_groups:

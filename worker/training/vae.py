@@ -323,7 +323,7 @@ def train(
         vae.zero_grad()
         torch.autograd.backward(reconstruction + config.kl_weight * divergence)
         ranks.average_gradients(trained)
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        run.clip_gradients(trained, step)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor

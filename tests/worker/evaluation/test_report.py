@@ -13,6 +13,7 @@ from PIL import Image
 
 from worker.evaluation import figures, report, study
 from worker.evaluation.cases import EvaluationError
+from worker.evaluation.figures import OURS
 from worker.evaluation.methods import METHODS, REFERENCE, training_shares
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -49,6 +50,19 @@ def test_every_row_and_every_failure_is_reported(smoke: Any) -> None:
     assert "Not shown, for no prompt of this evaluation asks for it: one object in place" in text
     assert "VBench-Long were not run" in text
     assert ".7923" in text
+
+
+def test_a_failure_is_counted_in_videos_however_much_of_each_has_it(smoke: Any) -> None:
+    videos = json.loads(json.dumps(smoke["videos"]))
+    mine = [video for video in videos if video["row"] == OURS and video["seconds"] == 2]
+    for video in mine:  # five segments, of which the last has another color
+        segments = [json.loads(json.dumps(video["segments"][0])) for _ in range(5)]
+        segments[-1]["oracle"]["seen_color"] = "another"
+        video["segments"] = segments
+    made = {**smoke, "videos": videos, "summary": figures.summarise(videos)}
+    assert made["summary"]["2"]["rows"][OURS]["figures"]["identity"]["mean"] == 0.25
+    line = next(line for line in report.text(made, "").splitlines() if line.startswith("- Change of color"))
+    assert f"{OURS} ({len(mine)} of {len(mine)} videos)" in line
 
 
 def test_a_figure_stands_in_the_report_as_in_the_json(smoke: Any) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -623,6 +625,7 @@ def test_a_misspelt_key_is_named(tmp_path: Path) -> None:
         ("vae", ("steps = 16", "steps = 0"), "[vae_training] steps"),
         ("vae", ("piece_latents = [1, 2]", "piece_latents = []"), "[vae_training] piece_latents"),
         ("vae", ("hold = 0.5", "hold = 1.0"), "[transformer_training] hold"),
+        ("vae", ("minutes = 0", "minutes = inf"), "minutes: "),
         ("vae", ('dtype = "float32"', 'dtype = "float31"'), "[export] dtype"),
         ("vae", ("long_latents = 14", "long_latents = 11"), "middle videos 9"),
         ("vae", ("start_latents = 10", "start_latents = 9"), "start videos 9"),
@@ -645,6 +648,48 @@ def test_what_is_missing_or_wrong_is_one_line_and_exit_code_2(
         assert change[0] in text
         path.write_text(text.replace(*change, 1))
     assert told in refused(capsys, *stage.split(), "--config", path, "--out", tmp_path / "out")
+
+
+def test_files_that_are_no_text_or_no_folder_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_bytes(b"\xff")
+    told = refused(capsys, "vae", "--config", tmp_path / "file", "--out", tmp_path / "out")
+    assert "file: 'utf-8' codec can't decode" in told
+    told = refused(capsys, "vae", "--config", CONFIG, "--out", tmp_path / "file")
+    assert told.endswith("file is no folder\n")
+
+
+@pytest.mark.parametrize("stage", ["vae", "transformer"])
+def test_training_that_diverges_ends_before_it_spoils_the_checkpoint(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    (tmp_path / "latents.pt").write_bytes((out / "latents.pt").read_bytes())
+    text = CONFIG.read_text()
+    path = tmp_path / "wild.toml"
+    path.write_text(re.sub("^learning_rate = .*", "learning_rate = 1e30", text, flags=re.MULTILINE))
+    assert "the gradient is not finite" in refused(capsys, stage, "--config", path, "--out", tmp_path)
+    assert not (tmp_path / f"{stage}.pt").exists()
+
+
+def test_an_import_that_was_interrupted_is_no_beginning_from_nothing(
+    recipe: Recipe,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save = run.save_checkpoint
+
+    def first_alone(path: Path, state: Any) -> None:
+        if any(tmp_path.iterdir()):
+            raise KeyboardInterrupt
+        save(path, state)
+
+    monkeypatch.setattr(run, "save_checkpoint", first_alone)
+    with pytest.raises(KeyboardInterrupt):
+        export.read(recipe.vae, recipe.text, recipe.transformer, folder=out / "model", checkpoints=tmp_path)
+    assert "vae.pt" in refused(capsys, "latents", "--config", CONFIG, "--out", tmp_path)
 
 
 @pytest.mark.parametrize("stage", ["vae", "latents", "transformer", "decoder", "export", "import"])
