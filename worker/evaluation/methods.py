@@ -36,7 +36,7 @@ RECONSTRUCTED = "reconstructed"
 REFERENCE = "reference"
 """The same with other random numbers, which the Frechet distance compares against."""
 
-RECIPE = Path(__file__).parents[1] / "training/configs/cpu-dusk.toml"
+RECIPE = Path(__file__).parents[1] / "training/configs/cpu-arms.toml"
 """The last part of the recipe of the built-in model."""
 
 _REFERENCE_SEED = 500_000

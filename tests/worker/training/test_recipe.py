@@ -565,7 +565,7 @@ def test_every_configuration_can_be_read(path: Path) -> None:
 
 
 def test_a_configuration_holds_what_differs_from_the_one_it_extends() -> None:
-    whole = Recipe.read(CONFIG.with_name("cpu-dusk.toml"))
+    whole = Recipe.read(CONFIG.with_name("cpu-arms.toml"))
     base = Recipe.read(CONFIG.parent / "ablations" / "progressive.toml")
     variant = Recipe.read(CONFIG.parent / "ablations" / "no-chunks.toml")
     assert base.transformer_training == replace(
