@@ -56,7 +56,8 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port the API listens on; 0: a free one.")
     public_url: str | None = Field(
         None,
-        description="Origin clients reach the API at, prefixed to URLs in answers and events. None: relative URLs.",
+        description="Where clients reach the API, such as `https://video.example` or, behind a proxy that takes a path "
+        "off, `https://example/video`; prefixed to URLs in answers and events. None: relative URLs.",
     )
     api_keys_file: Path | None = Field(
         None,
