@@ -149,6 +149,7 @@ def train(
         if "optimizers" in saved:  # not in imported weights
             muon.restore(optimizers, saved["optimizers"])
         step, schedule.earlier_seconds = saved["step"], saved["seconds"]
+    trained = list(both.parameters())
     run_block = forward.compiled_block() if config.compile else forward.block
     for name, module in both.items():
         print(f"{name}: {sum(p.numel() for p in module.parameters()):,} parameters on {device}", flush=True)
@@ -172,8 +173,8 @@ def train(
         loss = velocity_loss(predicted, fresh - window.latents, window, config.near_weight)
         both.zero_grad()
         torch.autograd.backward(loss)
-        ranks.average_gradients(list(both.parameters()))
-        run.clip_gradients(list(both.parameters()), step)
+        ranks.average_gradients(trained)
+        run.clip_gradients(trained, step)
         factor = ranks.agree(schedule.factor(step))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
